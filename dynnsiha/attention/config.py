@@ -1,0 +1,127 @@
+"""Configuration of the native-sparse-attention core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+BRANCHES = ("compressed", "selected", "sliding")
+
+
+@dataclass(frozen=True)
+class NSAConfig:
+    """What a query attends to (NSA, arXiv 2502.11089, section 3; hybrid lists: semantics.md, section 3).
+
+    Attributes:
+        block_size: tokens in a selection block.
+        compress_block, compress_stride: tokens in a summary window and between windows' starts. The
+            stride divides both compress_block and block_size; compress_block <= block_size.
+        top_n: selection blocks per query, forced and private ones included.
+        init_blocks, local_blocks: forced blocks: the first ones, and the newest ones including the
+            query's own.
+        window: keys of the sliding branch, the query's own included.
+        query_tile: R, neighbouring queries that share their list; divides block_size. 1 is exact NSA;
+            "auto" is the largest divisor of block_size up to max(1, 64 // G).
+        private_blocks: m, blocks that each query adds to the shared list by its own importance.
+        tile_scoring: who scores the shared list: the tile's first query ("leader"), or the query_tile
+            queries that end at it ("aggregate"). Both are causal.
+        top_p: share of importance that is enough (DynNSA); None keeps all top_n blocks.
+        min_blocks: fewest blocks per query under top_p.
+        branches: which of compressed, selected and sliding contribute.
+
+    Raises:
+        ValueError: a field is out of range; the message names it, its value and the fix.
+    """
+
+    block_size: int = 64
+    compress_block: int = 64
+    compress_stride: int = 64
+    top_n: int = 16
+    init_blocks: int = 1
+    local_blocks: int = 2
+    window: int = 512
+    query_tile: int | Literal["auto"] = 1
+    private_blocks: int = 0
+    tile_scoring: Literal["leader", "aggregate"] = "leader"
+    top_p: float | None = None
+    min_blocks: int = 1
+    branches: tuple[str, ...] = BRANCHES
+
+    def __post_init__(self) -> None:
+        for name in (
+            "block_size",
+            "compress_block",
+            "compress_stride",
+            "local_blocks",
+            "window",
+            "min_blocks",
+        ):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("init_blocks", "private_blocks"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        stride = self.compress_stride
+        self._require(
+            self.compress_block % stride == 0,
+            "compress_stride",
+            f"a divisor of compress_block={self.compress_block}",
+        )
+        self._require(
+            self.block_size % stride == 0,
+            "compress_stride",
+            f"a divisor of block_size={self.block_size}",
+        )
+        self._require(
+            self.compress_block <= self.block_size,
+            "compress_block",
+            f"at most block_size={self.block_size}",
+        )
+        tile = self.query_tile
+        self._require(
+            tile == "auto" or (isinstance(tile, int) and tile >= 1 and self.block_size % tile == 0),
+            "query_tile",
+            f"'auto' or a divisor of block_size={self.block_size}",
+        )
+        least = self.init_blocks + self.local_blocks + self.private_blocks
+        self._require(
+            self.top_n >= least,
+            "top_n",
+            f"at least init_blocks + local_blocks + private_blocks = {least}",
+        )
+        self._require(
+            self.tile_scoring in ("leader", "aggregate"), "tile_scoring", "'leader' or 'aggregate'"
+        )
+        self._require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "None or in (0, 1]")
+        known = bool(self.branches) and set(self.branches) <= set(BRANCHES)
+        self._require(known, "branches", f"a non-empty subset of {BRANCHES}")
+
+    def _require(self, ok: bool, name: str, rule: str) -> None:
+        if not ok:
+            raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}")
+
+    @classmethod
+    def paper(cls, **overrides) -> NSAConfig:
+        """The NSA paper's windows: 32 tokens every 16, blocks of 64, exact lists."""
+        return cls(**{"compress_block": 32, "compress_stride": 16} | overrides)
+
+    @classmethod
+    def word_guided(cls, q_heads: int, kv_heads: int, **overrides) -> NSAConfig:
+        """DynNSIHA's default: 64/64 windows, hybrid lists with an automatic tile and two private blocks."""
+        config = cls(**{"query_tile": "auto", "private_blocks": 2} | overrides)
+        return config.resolved(q_heads, kv_heads)
+
+    def resolved(self, q_heads: int, kv_heads: int) -> NSAConfig:
+        """This configuration with ``query_tile="auto"`` replaced by its number for these heads."""
+        if self.query_tile != "auto":
+            return self
+        most = max(1, 64 // (q_heads // kv_heads))
+        tile = max(
+            r for r in range(1, self.block_size + 1) if self.block_size % r == 0 and r <= most
+        )
+        return replace(self, query_tile=tile)
+
+    @property
+    def lists(self) -> Literal["exact", "hybrid", "shared"]:
+        """Kind of block lists: exact NSA, hybrid (shared and private), or shared alone."""
+        if self.query_tile == 1:
+            return "exact"
+        return "hybrid" if self.private_blocks else "shared"

@@ -1,0 +1,29 @@
+"""What the core returns beside its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+BlockIndices = Tensor | tuple[Tensor, Tensor]
+"""Exact lists: int32 [B, T, K, n]. Hybrid lists: the shared ones [B, ceil(T / R), K, s], which begin
+with the forced blocks, and the private ones [B, T, K, m]. -1 is an empty slot."""
+
+
+@dataclass(frozen=True)
+class NSAAux:
+    """Lists, counts and log-sum-exps of one call.
+
+    Attributes:
+        block_indices: the lists that were used; they can be given back as ``block_indices``.
+        block_counts: int32 [B, T, K], blocks per query.
+        lse: float [B, T, H], natural log of the sum of exponentials of the scaled logits in the
+            selected branch; -inf where a query has no blocks, or the branch is off.
+        backend: the backend that ran.
+    """
+
+    block_indices: BlockIndices
+    block_counts: Tensor
+    lse: Tensor
+    backend: str

@@ -1,0 +1,206 @@
+"""The specification of the native-sparse-attention core: explicit masks, any float dtype.
+
+Readable before fast: every branch is a masked softmax over all keys, so memory is quadratic in the
+number of rows times T. ``reference_rows`` computes chosen rows only, which is how long sequences are
+checked. Differentiable by autograd; no gradient flows through the choice of blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .outputs import BlockIndices, NSAAux
+from .config import NSAConfig
+from .lists import private_list, private_size, shared_list, tile_lists
+from .summaries import mean_summaries, window_block_weights
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    config: NSAConfig,
+    *,
+    block_indices: BlockIndices | None = None,
+    k_cmp: Tensor | None = None,
+    v_cmp: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, NSAAux]:
+    """All rows of :func:`reference_rows`, with the lists in the form of the public interface."""
+    seq_len = q.shape[1]
+    rows = torch.arange(seq_len, device=q.device)
+    core = _Core(q, k, v, config, k_cmp, v_cmp, scale)
+    lists = core.lists(rows) if block_indices is None else None
+    per_query = lists if lists is not None else _per_query(block_indices, config, seq_len)
+    out, lse = core.attend(rows, gates, per_query)
+    if block_indices is None:
+        block_indices = _public(per_query, config)
+    counts = (per_query >= 0).sum(-1, dtype=torch.int32).transpose(1, 2)
+    return out, NSAAux(block_indices, counts, lse, "reference")
+
+
+def reference_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    config: NSAConfig,
+    rows: Tensor,
+    *,
+    block_indices: BlockIndices | None = None,
+    k_cmp: Tensor | None = None,
+    v_cmp: Tensor | None = None,
+    scale: float | None = None,
+    return_importance: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Output of the queries at ``rows`` only (semantics.md, section 3).
+
+    Args:
+        q: [B, T, H, D]; k, v: [B, T, K, D]; gates: [B, T, H, 3].
+        rows: int64 [N], positions of queries.
+        block_indices: lists to use (of all T queries, as in the public interface); chosen here if None.
+        k_cmp, v_cmp: summaries [B, n, K, D] in place of the means.
+        return_importance: also return what the rows' own blocks are chosen by, [B, N, K, blocks].
+
+    Returns:
+        o [B, N, H, D], in the dtype of q.
+    """
+    core = _Core(q, k, v, config, k_cmp, v_cmp, scale)
+    if block_indices is None:
+        lists = core.lists(rows)
+    else:
+        lists = _per_query(block_indices, config, q.shape[1])[:, :, rows]
+    out, _ = core.attend(rows, gates[:, rows], lists)
+    return (out, core.importance(rows).transpose(1, 2)) if return_importance else out
+
+
+class _Core:
+    """One call's operands, heads first: q [B, K, G, T, D], k, v [B, K, T, D], summaries [B, K, n, D]."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        config: NSAConfig,
+        k_cmp: Tensor | None,
+        v_cmp: Tensor | None,
+        scale: float | None,
+    ) -> None:
+        self.config = config
+        self.seq_len, kv_heads = k.shape[1], k.shape[2]
+        if k_cmp is None:
+            k_cmp = mean_summaries(k, config.compress_block, config.compress_stride)
+        if v_cmp is None:
+            v_cmp = mean_summaries(v, config.compress_block, config.compress_stride)
+        self.q = q.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
+        self.k, self.v, self.k_cmp, self.v_cmp = (x.transpose(1, 2) for x in (k, v, k_cmp, v_cmp))
+        self.scale = q.shape[-1] ** -0.5 if scale is None else scale
+
+    def attend(self, rows: Tensor, gates: Tensor, lists: Tensor) -> tuple[Tensor, Tensor]:
+        """Gated sum of the branches, [B, N, H, D], and the selected branch's lse, [B, N, H].
+
+        ``gates`` [B, N, H, 3] and ``lists`` [B, K, N, n] are those of the rows.
+        """
+        keys = torch.arange(self.seq_len, device=rows.device)
+        causal = keys <= rows[:, None]
+        sliding = causal & (keys > rows[:, None] - self.config.window)
+        selected = _listed(lists, self.seq_len, self.config.block_size) & causal
+        q = self.q[:, :, :, rows]
+        o_slc, lse = _masked_attention(q, self.k, self.v, selected[:, :, None], self.scale)
+        o_cmp, _ = _masked_attention(q, self.k_cmp, self.v_cmp, self._ended(rows), self.scale)
+        o_win, _ = _masked_attention(q, self.k, self.v, sliding, self.scale)
+        if "selected" not in self.config.branches:
+            lse = torch.full_like(lse, float("-inf"))
+        branches = {"compressed": o_cmp, "selected": o_slc, "sliding": o_win}
+        gate = gates.unflatten(2, (q.shape[1], -1)).permute(4, 0, 2, 3, 1)[..., None]
+        out = torch.zeros_like(o_slc)
+        for i, (name, branch) in enumerate(branches.items()):
+            if name in self.config.branches:
+                out = out + gate[i] * branch
+        return out.permute(0, 3, 1, 2, 4).flatten(2, 3), lse.permute(0, 3, 1, 2).flatten(2, 3)
+
+    @torch.no_grad()
+    def importance(self, rows: Tensor) -> Tensor:
+        """Probabilities of the compressed branch, summed over G, per selection block: [B, K, N, blocks]."""
+        c = self.config
+        q = self.q[:, :, :, rows]
+        p = _masked_softmax(_logits(q, self.k_cmp, self.scale), self._ended(rows))
+        blocks = -(-self.seq_len // c.block_size)
+        weights = window_block_weights(
+            p.shape[-1], blocks, c.block_size, c.compress_block, c.compress_stride
+        )
+        return p.sum(2) @ weights.to(p)
+
+    @torch.no_grad()
+    def lists(self, rows: Tensor) -> Tensor:
+        """Blocks of each row's query: int32 [B, K, N, top_n]."""
+        c = self.config
+        tile = c.query_tile
+        assert isinstance(tile, int)
+        leaders = rows // tile * tile
+        scored = self.importance(leaders)
+        if c.tile_scoring == "aggregate":
+            for back in range(1, tile):
+                earlier = self.importance((leaders - back).clamp(min=0))
+                scored = scored + earlier * (leaders >= back)[:, None]
+        shared = shared_list(scored, leaders, c)
+        if not private_size(c):
+            return shared
+        return torch.cat([shared, private_list(self.importance(rows), shared, rows, c)], -1)
+
+    def _ended(self, rows: Tensor) -> Tensor:
+        """Which windows have ended at each row: bool [N, n]."""
+        c = self.config
+        starts = torch.arange(self.k_cmp.shape[2], device=rows.device) * c.compress_stride
+        return starts + c.compress_block - 1 <= rows[:, None]
+
+
+def _logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """[B, K, G, N, D] x [B, K, S, D] -> [B, K, G, N, S]."""
+    return q @ k[:, :, None].transpose(-1, -2) * scale
+
+
+def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the allowed keys; a row that may see none is all zeros, in its gradient too."""
+    shut = logits.masked_fill(~mask, float("-inf"))
+    shut = shut.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    return shut.softmax(-1).masked_fill(~mask, 0.0)
+
+
+def _masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over the allowed keys: o [B, K, G, N, D] and lse [B, K, G, N]."""
+    logits = _logits(q, k, scale)
+    out = _masked_softmax(logits, mask) @ v[:, :, None]
+    lse = logits.detach().masked_fill(~mask, float("-inf")).logsumexp(-1)
+    return out, lse
+
+
+def _listed(lists: Tensor, seq_len: int, block_size: int) -> Tensor:
+    """Keys that a list covers: bool [B, K, N, T]."""
+    blocks = -(-seq_len // block_size)
+    chosen = torch.zeros(*lists.shape[:-1], blocks + 1, dtype=torch.bool, device=lists.device)
+    chosen.scatter_(-1, torch.where(lists >= 0, lists, blocks).long(), True)
+    return chosen[..., :blocks].repeat_interleave(block_size, -1)[..., :seq_len]
+
+
+def _per_query(block_indices: BlockIndices, config: NSAConfig, seq_len: int) -> Tensor:
+    """Lists of the public interface as [B, K, T, n], one list a query."""
+    if isinstance(block_indices, Tensor):
+        return block_indices.transpose(1, 2)
+    shared, private = (x.transpose(1, 2) for x in block_indices)
+    assert isinstance(config.query_tile, int)
+    return torch.cat([tile_lists(shared, config.query_tile, seq_len), private], -1)
+
+
+def _public(lists: Tensor, config: NSAConfig) -> BlockIndices:
+    """Lists of all queries, [B, K, T, n], in the form of the public interface."""
+    if config.query_tile == 1:
+        return lists.transpose(1, 2)
+    private = private_size(config)
+    shared = lists[:, :, :: config.query_tile, : lists.shape[-1] - private]
+    return shared.transpose(1, 2), lists[..., lists.shape[-1] - private :].transpose(1, 2)

@@ -1,0 +1,69 @@
+"""What a suite hands to the harness: something to call, something to check it with, and its cost.
+
+The harness measures subjects and knows nothing else about them; a suite turns a case into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Unavailable(Exception):
+    """A package or device that the provider needs is not here. The message names it and how to get it."""
+
+
+class Unsupported(Exception):
+    """The provider does not serve this case. The message names the limit and, if any, the nearest case."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cost of one call in closed form. ``bytes`` counts every input once and every output once."""
+
+    flops: int
+    bytes: int
+    dense_flops: int
+
+    @property
+    def arithmetic_intensity(self) -> float:
+        """FLOP per byte."""
+        return self.flops / self.bytes
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """Outcome of a check. ``rms_error`` is the worst output's; NaN or inf never passes."""
+
+    rms_error: float
+    rms_tolerance: float
+    checked: str
+    dense_error: float | None = None
+    problem: str = (
+        ""  # a broken invariant (a list with a future block, say); non-empty fails the check
+    )
+
+    @property
+    def passed(self) -> bool:
+        """Whether the output may be called correct."""
+        return not self.problem and self.rms_error <= self.rms_tolerance
+
+
+@dataclass
+class Subject:
+    """One thing to measure, its inputs already on the device.
+
+    ``setup`` runs once, after the memory baseline is taken and outside every timed region (the
+    forward pass that a ``backward`` case differentiates). ``run`` is the timed call: it returns the
+    outputs, freshly written. ``check`` compares outputs of ``run`` with the reference; it may be
+    slow and use much memory, so the harness calls it outside timing and memory measurement.
+    ``facts`` returns further columns of the row (sparsity, overlap, backend that ran).
+    """
+
+    run: Callable[[], Any]
+    check: Callable[[Any], Correctness]
+    work: Work
+    version: str
+    setup: Callable[[], None] | None = None
+    facts: Callable[[], Mapping[str, Any]] = field(default=dict)
