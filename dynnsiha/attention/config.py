@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 BRANCHES = ("compressed", "selected", "sliding")
 
 
 @dataclass(frozen=True)
 class NSAConfig:
-    """What a query attends to (NSA, arXiv 2502.11089, section 3; hybrid lists: semantics.md, section 3).
+    """What a query attends to (NSA, arXiv 2502.11089, section 3; semantics.md, section 3).
 
     Attributes:
         block_size: tokens in a selection block.
@@ -20,11 +20,11 @@ class NSAConfig:
         init_blocks, local_blocks: forced blocks: the first ones, and the newest ones including the
             query's own.
         window: keys of the sliding branch, the query's own included.
-        query_tile: R, neighbouring queries that share their list; divides block_size. 1 is exact NSA;
-            "auto" is the largest divisor of block_size up to max(1, 64 // G).
+        query_tile: R, neighbouring queries that share their list; divides block_size. 1 is exact
+            NSA; "auto" is the largest divisor of block_size up to max(1, 64 // G).
         private_blocks: m, blocks that each query adds to the shared list by its own importance.
-        tile_scoring: who scores the shared list: the tile's first query ("leader"), or the query_tile
-            queries that end at it ("aggregate"). Both are causal.
+        tile_scoring: who scores the shared list: the tile's first query ("leader"), or the
+            query_tile queries that end at it ("aggregate"). Both are causal.
         top_p: share of importance that is enough (DynNSA); None keeps all top_n blocks.
         min_blocks: fewest blocks per query under top_p.
         branches: which of compressed, selected and sliding contribute.
@@ -99,12 +99,12 @@ class NSAConfig:
             raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}")
 
     @classmethod
-    def paper(cls, **overrides) -> NSAConfig:
+    def paper(cls, **overrides: Any) -> NSAConfig:
         """The NSA paper's windows: 32 tokens every 16, blocks of 64, exact lists."""
-        return cls(**{"compress_block": 32, "compress_stride": 16} | overrides)
+        return cls(**({"compress_block": 32, "compress_stride": 16} | overrides))
 
     @classmethod
-    def word_guided(cls, q_heads: int, kv_heads: int, **overrides) -> NSAConfig:
+    def word_guided(cls, q_heads: int, kv_heads: int, **overrides: Any) -> NSAConfig:
         """DynNSIHA's default: 64/64 windows, hybrid lists with an automatic tile and two private blocks."""
         config = cls(**{"query_tile": "auto", "private_blocks": 2} | overrides)
         return config.resolved(q_heads, kv_heads)

@@ -32,16 +32,16 @@ def forced_blocks(positions: Tensor, config: NSAConfig) -> Tensor:
     return torch.cat([init, local.clamp(min=-1)], 1)
 
 
-def shared_list(importance: Tensor, positions: Tensor, config: NSAConfig) -> Tensor:
+def shared_list(importance: Tensor, positions: Tensor, config: NSAConfig, first: int = 0) -> Tensor:
     """Forced blocks, then the best complete ones: int32 [..., N, shared_size].
 
     Args:
         importance: [..., N, blocks] >= 0, of the query at each position; a tile's leader stands for it.
-        positions: int64 [N].
+        positions: int64 [N], none before ``first``.
     """
     forced = forced_blocks(positions, config).expand(*importance.shape[:-1], -1)
     best, value = _best(
-        _candidates(importance, positions, config), shared_size(config) - forced.shape[-1]
+        _candidates(importance, positions, config, first), shared_size(config) - forced.shape[-1]
     )
     if config.top_p is not None:
         best = _cut(best, value, forced, importance, positions, config)
@@ -49,7 +49,7 @@ def shared_list(importance: Tensor, positions: Tensor, config: NSAConfig) -> Ten
 
 
 def private_list(
-    importance: Tensor, shared: Tensor, positions: Tensor, config: NSAConfig
+    importance: Tensor, shared: Tensor, positions: Tensor, config: NSAConfig, first: int = 0
 ) -> Tensor:
     """Each query's best complete blocks that its tile's list lacks: int32 [..., N, private_size].
 
@@ -57,7 +57,7 @@ def private_list(
         importance: [..., N, blocks], of each query itself.
         shared: int [..., N, s], the list of each query's tile.
     """
-    candidates = _candidates(importance, positions, config)
+    candidates = _candidates(importance, positions, config, first)
     spare = candidates.shape[-1] - 1  # stands for empty slots and for blocks that nobody scored
     taken = torch.where((shared >= 0) & (shared < spare), shared, spare).long()
     candidates.scatter_(-1, taken, -1.0)
@@ -69,13 +69,22 @@ def tile_lists(shared: Tensor, query_tile: int, seq_len: int) -> Tensor:
     return shared.repeat_interleave(query_tile, -2)[..., :seq_len, :]
 
 
-def _candidates(importance: Tensor, positions: Tensor, config: NSAConfig) -> Tensor:
-    """Importance with -1 for what may not be chosen (forced, incomplete, future) and in a spare column."""
-    blocks = torch.arange(importance.shape[-1] + 1, device=importance.device)
+def _candidates(importance: Tensor, positions: Tensor, config: NSAConfig, first: int) -> Tensor:
+    """Importance with -1 for what may not be chosen (forced, incomplete, future) and in a spare column.
+
+    ``first`` spares the mask on columns that are complete and unforced for every position.
+    """
+    candidates = importance.new_empty(*importance.shape[:-1], importance.shape[-1] + 1)
+    candidates[..., :-1] = importance
+    candidates[..., -1] = -1.0
+    candidates[..., : config.init_blocks] = -1.0
+    settled = max(
+        0, min(first // config.block_size - config.local_blocks + 1, importance.shape[-1])
+    )
+    blocks = torch.arange(settled, candidates.shape[-1], device=importance.device)
     end = positions[:, None] // config.block_size - config.local_blocks + 1
-    allowed = (blocks >= config.init_blocks) & (blocks < end)
-    allowed[:, -1] = False
-    return torch.nn.functional.pad(importance, (0, 1)).masked_fill_(~allowed, -1.0)
+    candidates[..., settled:].masked_fill_(blocks >= end, -1.0)
+    return candidates
 
 
 def _best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -103,8 +112,10 @@ def _cut(
     complete = (blocks + 1) * config.block_size <= positions[:, None] + 1
     weights = importance.masked_fill(~complete, 0.0)
     total = weights.sum(-1, keepdim=True)
-    share = torch.where(total > 0, weights / total, 0.0)
-    got = share.gather(-1, forced.clamp(min=0)).masked_fill(forced < 0, 0.0).sum(-1, keepdim=True)
+    newest = positions[:, None] // config.block_size - config.local_blocks
+    by_force = (blocks < config.init_blocks) | (blocks > newest)
+    forced_weight = weights.masked_fill(~by_force, 0.0).sum(-1, keepdim=True)
+    got = torch.where(total > 0, forced_weight / total, 0.0)
     shares = torch.where(total > 0, value.clamp(min=0) / total, 0.0)
     before = got + shares.cumsum(-1) - shares  # reached by what stands ahead of each block
     count = (forced >= 0).sum(-1, keepdim=True) + torch.arange(best.shape[-1], device=best.device)

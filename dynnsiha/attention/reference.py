@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .outputs import BlockIndices, NSAAux
 from .config import NSAConfig
 from .lists import private_list, private_size, shared_list, tile_lists
+from .outputs import BlockIndices, NSAAux
 from .summaries import mean_summaries, window_block_weights
 
 
@@ -32,11 +32,12 @@ def reference(
     seq_len = q.shape[1]
     rows = torch.arange(seq_len, device=q.device)
     core = _Core(q, k, v, config, k_cmp, v_cmp, scale)
-    lists = core.lists(rows) if block_indices is None else None
-    per_query = lists if lists is not None else _per_query(block_indices, config, seq_len)
-    out, lse = core.attend(rows, gates, per_query)
     if block_indices is None:
+        per_query = core.lists(rows)
         block_indices = _public(per_query, config)
+    else:
+        per_query = _per_query(block_indices, config, seq_len)
+    out, lse = core.attend(rows, gates, per_query)
     counts = (per_query >= 0).sum(-1, dtype=torch.int32).transpose(1, 2)
     return out, NSAAux(block_indices, counts, lse, "reference")
 
@@ -77,7 +78,7 @@ def reference_rows(
 
 
 class _Core:
-    """One call's operands, heads first: q [B, K, G, T, D], k, v [B, K, T, D], summaries [B, K, n, D]."""
+    """Operands, heads first: q [B, K, G, T, D], k, v [B, K, T, D], summaries [B, K, n, D]."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class _Core:
 
     @torch.no_grad()
     def importance(self, rows: Tensor) -> Tensor:
-        """Probabilities of the compressed branch, summed over G, per selection block: [B, K, N, blocks]."""
+        """Compressed probabilities, summed over G, per selection block: [B, K, N, blocks]."""
         c = self.config
         q = self.q[:, :, :, rows]
         p = _masked_softmax(_logits(q, self.k_cmp, self.scale), self._ended(rows))

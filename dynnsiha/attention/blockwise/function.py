@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import BRANCHES, NSAConfig
-from ..lists import tile_lists
+from ..config import NSAConfig
+from ..lists import private_size, shared_size, tile_lists
 from ..outputs import BlockIndices, NSAAux
 from ..summaries import mean_summaries
 from . import compressed, selected, sliding
-from .shapes import Problem, accumulation_dtype, heads_first, heads_last
+from .operands import Gradients, Operands, Problem, Scratch, heads_first, heads_last
 
 
 def blockwise(
@@ -27,7 +28,7 @@ def blockwise(
     v_cmp: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, NSAAux]:
-    """The core on any device (semantics.md, section 3). Arguments as ``native_sparse_attention``."""
+    """The core on any device (semantics.md, section 3); as ``native_sparse_attention``."""
     if k_cmp is None or v_cmp is None:
         k_cmp = mean_summaries(k, config.compress_block, config.compress_stride)
         v_cmp = mean_summaries(v, config.compress_block, config.compress_stride)
@@ -59,41 +60,39 @@ class _Blockwise(torch.autograd.Function):
         shared: Tensor | None,
         private: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        operands = _Operands(problem, q, k, v, k_cmp, v_cmp, gates)
-        choose = shared is None
-        lists = _Lists(problem, operands.q, shared, private)
-        wide = accumulation_dtype(q.dtype)
-        out = torch.empty_like(operands.q, dtype=wide)
-        o_slc = torch.empty_like(operands.q)
-        lse = torch.full(operands.q.shape[:-1], float("-inf"), dtype=wide, device=q.device)
+        operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
+        lists = _Lists.of_call(problem, q.device, shared, private)
+        training = any(ctx.needs_input_grad)
+        out = torch.zeros_like(operands.q, dtype=operands.dtype)
+        o_slc = torch.empty_like(operands.q) if training else operands.q[:0]
+        lse = out.new_full(out.shape[:-1], float("-inf"))
+        scratch, branches = Scratch(), problem.config.branches
         for heads, begin, end in problem.chunks(lists.slots):
-            here = operands.of(heads)
-            o_cmp, chosen, own = compressed.forward(
-                problem, here.q, here.k_cmp, here.v_cmp, begin, end, choose
-            )
+            x, total = operands.of(heads), out[heads, begin:end]
+            # The compressed branch chooses the lists, so it runs even where its output is not used.
+            o, chosen, own = compressed.forward(x, begin, end, choose=shared is None)
             if chosen is not None and own is not None:
                 lists.put(heads, begin, end, chosen, own)
-            used = "compressed" in problem.config.branches
-            total = o_cmp.mul_(here.gate("compressed", begin, end)) if used else o_cmp.zero_()
-            if "selected" in problem.config.branches:
-                chunk = here.q[:, begin:end]
-                o, lse[heads, begin:end] = selected.forward(
-                    problem, chunk, here.k, here.v, lists.of(heads, begin, end), begin
-                )
-                o_slc[heads, begin:end] = o
-                total += o.mul_(here.gate("selected", begin, end))
-            if "sliding" in problem.config.branches:
-                o = sliding.forward(problem, here.q, here.k, here.v, begin, end)
-                total += o.mul_(here.gate("sliding", begin, end))
-            out[heads, begin:end] = total
-        batch = q.shape[0]
+            if "compressed" in branches:
+                total += o.mul_(x.gate("compressed", begin, end))
+            if "selected" in branches:
+                here = lists.of(heads, begin, end)
+                o, lse[heads, begin:end] = selected.forward(x, here, begin, end, scratch)
+                if training:
+                    o_slc[heads, begin:end] = o
+                total += o.mul_(x.gate("selected", begin, end))
+            if "sliding" in branches:
+                o = sliding.forward(x, begin, end)
+                total += o.mul_(x.gate("sliding", begin, end))
         ctx.problem = problem
-        ctx.save_for_backward(q, k, v, k_cmp, v_cmp, gates, o_slc, lse, lists.shared, lists.private)
+        saved = (q, k, v, k_cmp, v_cmp, gates, o_slc, lse, lists.shared, lists.private)
+        ctx.save_for_backward(*saved)
+        batch, length = q.shape[0], problem.seq_len
         results = (
-            heads_last(out, batch, problem.seq_len).to(q.dtype),
-            heads_last(lse[..., None], batch, problem.seq_len)[..., 0].contiguous(),
-            lists.public(lists.shared, batch, -(-problem.seq_len // problem.tile)),
-            lists.public(lists.private, batch, problem.seq_len),
+            heads_last(out, batch, length).to(q.dtype),
+            heads_last(lse[..., None], batch, length)[..., 0].contiguous(),
+            _public(lists.shared, batch, -(-length // problem.tile)),
+            _public(lists.private, batch, length),
         )
         ctx.mark_non_differentiable(*results[1:])
         return results
@@ -103,136 +102,60 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem
         q, k, v, k_cmp, v_cmp, gates, o_slc, lse, shared, private = ctx.saved_tensors
-        operands = _Operands(problem, q, k, v, k_cmp, v_cmp, gates)
-        lists = _Lists(problem, operands.q, shared, private, public=False)
-        wide = accumulation_dtype(q.dtype)
-        grads = heads_first(grad, k.shape[2], problem.padded_len)
-        dq = torch.empty_like(operands.q, dtype=wide)
-        dgates = torch.zeros_like(operands.gates)
-        dk, dv, dk_cmp, dv_cmp = (
-            torch.zeros_like(x, dtype=wide)
-            for x in (operands.k, operands.v, operands.k_cmp, operands.v_cmp)
-        )
+        operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
+        grad = heads_first(grad.to(q.dtype), k.shape[2], problem.padded_len)
+        all_grads = Gradients.zeros(operands, grad)
+        lists = _Lists(problem, shared, private)
+        scratch, branches = Scratch(), problem.config.branches
         for heads, begin, end in problem.chunks(lists.slots):
-            here, rows = operands.of(heads), slice(begin, end)
-            total = torch.zeros(here.q[:, rows].shape, dtype=wide, device=q.device)
-            if "compressed" in problem.config.branches:
-                part, dgates[heads, rows, :, 0] = compressed.backward(
-                    problem,
-                    here.q,
-                    here.k_cmp,
-                    here.v_cmp,
-                    here.gates[..., 0],
-                    grads[heads],
-                    begin,
-                    end,
-                    dk_cmp[heads],
-                    dv_cmp[heads],
-                )
-                total += part
-            if "selected" in problem.config.branches:
-                delta = (grads[heads, rows].to(wide) * o_slc[heads, rows]).sum(-1)
-                dgates[heads, rows, :, 1] = delta
-                total += selected.backward(
-                    problem, here.q[:, rows], here.k, here.v, grads[heads, rows], lse[heads, rows], delta, here.gates[:, rows, :, 1],
-                    lists.of(heads, begin, end), begin, dk[heads], dv[heads],
-                )  # fmt: skip
-            if "sliding" in problem.config.branches:
-                part, dgates[heads, rows, :, 2] = sliding.backward(
-                    problem,
-                    here.q,
-                    here.k,
-                    here.v,
-                    here.gates[..., 2],
-                    grads[heads],
-                    begin,
-                    end,
-                    dk[heads],
-                    dv[heads],
-                )
-                total += part
-            dq[heads, rows] = total
+            x, grads = operands.of(heads), all_grads.of(heads)
+            if "compressed" in branches:
+                compressed.backward(x, grads, begin, end)
+            if "selected" in branches:
+                here = lists.of(heads, begin, end)
+                selected.backward(x, grads, o_slc[heads], lse[heads], here, begin, end, scratch)
+            if "sliding" in branches:
+                sliding.backward(x, grads, begin, end)
+        keys = (all_grads.k, all_grads.v, all_grads.k_cmp, all_grads.v_cmp)
         batch, length = q.shape[0], problem.seq_len
+        summaries = k_cmp.shape[1]
         return (
-            heads_last(dq, batch, length).to(q.dtype),
-            *(heads_last(x[:, :, None], batch, length).to(q.dtype) for x in (dk, dv)),
-            *(heads_last(x[:, :, None], batch, x.shape[1]).to(q.dtype) for x in (dk_cmp, dv_cmp)),
-            heads_last(dgates, batch, length).to(gates.dtype),
+            heads_last(all_grads.q, batch, length).to(q.dtype),
+            *(heads_last(x[:, :, None], batch, length).to(q.dtype) for x in keys[:2]),
+            *(heads_last(x[:, :, None], batch, summaries).to(q.dtype) for x in keys[2:]),
+            heads_last(all_grads.gates, batch, length).to(gates.dtype),
             None,
             None,
             None,
         )
 
 
-class _Operands:
-    """Operands heads first: q [N, T', G, D], k, v [N, T', D], summaries [N, n, D], gates [N, T', G, 3]."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        k_cmp: Tensor,
-        v_cmp: Tensor,
-        gates: Tensor,
-    ) -> None:
-        kv_heads, length = k.shape[2], problem.padded_len
-        self.q = heads_first(q, kv_heads, length)
-        self.k, self.v = (heads_first(x, kv_heads, length)[:, :, 0] for x in (k, v))
-        self.k_cmp, self.v_cmp = (
-            heads_first(x, kv_heads, x.shape[1])[:, :, 0] for x in (k_cmp, v_cmp)
-        )
-        self.gates = heads_first(gates.to(accumulation_dtype(q.dtype)), kv_heads, length)
-
-    def of(self, heads: slice) -> _Operands:
-        """The operands of some rows of heads."""
-        part = object.__new__(_Operands)
-        for name, tensor in vars(self).items():
-            setattr(part, name, tensor[heads])
-        return part
-
-    def gate(self, branch: str, begin: int, end: int) -> Tensor:
-        """Gate of a branch for a chunk of queries: [N, C, G, 1]."""
-        return self.gates[:, begin:end, :, BRANCHES.index(branch), None]
-
-
+@dataclass(frozen=True)
 class _Lists:
-    """Shared [N, tiles, s] and private [N, T', m] lists, given or filled chunk by chunk."""
+    """Shared [N, tiles, s] and private [N, T, m] lists, T padded to whole blocks."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        q: Tensor,
-        shared: Tensor | None,
-        private: Tensor | None,
-        public: bool = True,
-    ) -> None:
-        self.problem = problem
-        config: NSAConfig = problem.config
-        heads, length = problem.heads, problem.padded_len
+    problem: Problem
+    shared: Tensor
+    private: Tensor
+
+    @classmethod
+    def of_call(
+        cls, problem: Problem, device: torch.device, shared: Tensor | None, private: Tensor | None
+    ) -> _Lists:
+        """The given lists, or room for the ones to be chosen."""
+        config, length = problem.config, problem.padded_len
         if shared is None:
-            mine = 0 if problem.tile == 1 else config.private_blocks
-            sizes = ((length // problem.tile, config.top_n - mine), (length, mine))
-            self.shared, self.private = (
-                torch.empty(heads, *size, dtype=torch.int32, device=q.device) for size in sizes
-            )
-        elif public:
-            none = shared.new_empty(*shared.shape[:1], problem.seq_len, shared.shape[2], 0)
-            self.shared = self._padded(shared, length // problem.tile)
-            self.private = self._padded(none if private is None else private, length)
-        else:
-            assert private is not None
-            self.shared, self.private = shared, private
-        self.slots = max(1, self.shared.shape[-1], self.private.shape[-1])
+            sizes = (length // problem.tile, shared_size(config)), (length, private_size(config))
+            made = [torch.empty(problem.heads, *s, dtype=torch.int32, device=device) for s in sizes]
+            return cls(problem, *made)
+        if private is None:
+            private = shared.new_empty(shared.shape[0], problem.seq_len, shared.shape[2], 0)
+        return cls(problem, _padded(shared, length // problem.tile), _padded(private, length))
 
-    @staticmethod
-    def _padded(index: Tensor, length: int) -> Tensor:
-        """[B, tiles, K, n] as [B K, length, n], padded with empty lists."""
-        rows = index.transpose(1, 2).flatten(0, 1)
-        return torch.nn.functional.pad(
-            rows, (0, 0, 0, length - rows.shape[1]), value=-1
-        ).contiguous()
+    @property
+    def slots(self) -> int:
+        """Partial outputs that a query leaves at a time."""
+        return max(1, self.shared.shape[-1], self.private.shape[-1])
 
     def put(self, heads: slice, begin: int, end: int, shared: Tensor, private: Tensor) -> None:
         """Store the lists chosen for a chunk of queries."""
@@ -241,14 +164,19 @@ class _Lists:
         self.private[heads, begin:end] = private
 
     def of(self, heads: slice, begin: int, end: int) -> list[Tensor]:
-        """The lists of a chunk that have slots."""
+        """The lists of a chunk: the shared ones, and the private ones if there are any."""
         tile = self.problem.tile
-        both = (self.shared[heads, begin // tile : end // tile], self.private[heads, begin:end])
-        return [x.contiguous() for x in both if x.shape[-1]] or [
-            both[0].new_full((*both[0].shape[:2], 1), -1)
-        ]
+        shared = self.shared[heads, begin // tile : end // tile]
+        private = self.private[heads, begin:end]
+        return [x.contiguous() for x in (shared, private) if x.shape[-1] or x is shared]
 
-    @staticmethod
-    def public(index: Tensor, batch: int, length: int) -> Tensor:
-        """[B K, tiles, n] in the form of the public interface, [B, length, K, n]."""
-        return index.unflatten(0, (batch, -1)).transpose(1, 2)[:, :length].contiguous()
+
+def _padded(index: Tensor, length: int) -> Tensor:
+    """[B, tiles, K, n] as [B K, length, n], padded with empty lists."""
+    rows = index.transpose(1, 2).flatten(0, 1)
+    return torch.nn.functional.pad(rows, (0, 0, 0, length - rows.shape[1]), value=-1).contiguous()
+
+
+def _public(index: Tensor, batch: int, length: int) -> Tensor:
+    """[B K, tiles, n] in the form of the public interface, [B, length, K, n]."""
+    return index.unflatten(0, (batch, -1)).transpose(1, 2)[:, :length].contiguous()

@@ -1,9 +1,10 @@
 """Selected branch, key-block outer: each block is read once for many queries that chose it.
 
-A *unit* is what shares a list: R queries of a tile (or one query, for private lists) times G heads. The
-(unit, block) pairs of a chunk are sorted by block and cut into groups of equal size, so that a group
-is a dense product of many rows with one block. Every pair leaves a partial output and its log-sum-exp
-in a slot of its own, and slots are merged in a fixed order: no atomics, the same bits every time.
+A *unit* is what shares a list: R queries of a tile (or one query, for private lists) times G heads.
+The (unit, block) pairs of a chunk are sorted by block and cut into groups of equal size, so that a
+group is a dense product of many rows with one block. Every pair leaves a partial output and its
+log-sum-exp in a slot of its own, and slots are merged in a fixed order: no atomics, the same bits
+every time.
 """
 
 from __future__ import annotations
@@ -14,231 +15,214 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shapes import Problem, accumulation_dtype, product
+from .operands import Gradients, Operands, Problem, Scratch, product
 
 _GROUP_ROWS = 64
 """Rows of a group: enough to fill a matrix unit and to pay for reading the block."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The pairs of one chunk and one kind of list, grouped by block.
+class _Units:
+    """The queries of a chunk, cut into units by lists [N, units, slots]."""
 
-    ``block`` [groups] indexes blocks of all heads, ``pair`` [groups, P] slots of the flattened lists;
-    padding points at the slot behind the last. ``diagonal`` pairs are those of a unit's own block,
-    which alone need a causal mask.
-    """
+    x: Operands
+    lists: Tensor
+    begin: int  # position of the first query
+    queries: int  # in a unit
 
-    block: Tensor
-    pair: Tensor
-    diagonal: bool
+    @classmethod
+    def of(cls, x: Operands, lists: Tensor, begin: int, end: int) -> _Units:
+        return cls(x, lists, begin, (end - begin) // lists.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of units, and rows in each: (N units, unit G)."""
+        return self.lists.shape[0] * self.lists.shape[1], self.queries * self.x.problem.group
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """[N, T, G, ...] as the units' rows, [N units, unit G, ...]."""
+        end = self.begin + self.lists.shape[1] * self.queries
+        return tensor[:, self.begin : end].reshape(*self.shape, *tensor.shape[3:])
+
+    def slots(self, scratch: Scratch) -> Tensor:
+        """Room for every slot's partial result, and one more for padding: [slots + 1, unit G, D].
+
+        Slots that no pair fills are 0, since they must not meet a weight of 0 as NaN.
+        """
+        x, pairs = self.x, self.lists.numel()
+        part = scratch.empty(pairs + 1, self.shape[1], x.q.shape[-1], like=x.q, dtype=x.dtype)
+        part[:-1][self.lists.flatten() < 0] = 0.0
+        return part
+
+    def by_unit(self, part: Tensor) -> Tensor:
+        """[slots + 1, unit G, ...] without the padding: [N units, slots, unit G, ...]."""
+        return part[:-1].view(self.shape[0], self.lists.shape[2], *part.shape[1:])
 
 
-def plans(problem: Problem, lists: Tensor, unit: int, begin: int) -> list[Plan]:
-    """Plans of a chunk's lists [N, units, n], of ``unit`` queries each, from position ``begin`` on."""
-    heads, units, slots = lists.shape
-    start = begin + torch.arange(units, device=lists.device) * unit
-    own = (start // problem.config.block_size)[:, None]
-    head = torch.arange(heads, device=lists.device)[:, None, None]
-    block = (head * problem.blocks + lists).flatten()
-    kinds = (((lists >= 0) & (lists != own), False), (lists == own, True))
-    size = max(1, _GROUP_ROWS // (unit * problem.group))
-    made = (
-        _plan(block, chosen.flatten(), size, heads * problem.blocks, diagonal)
-        for chosen, diagonal in kinds
-    )
-    return [plan for plan in made if len(plan.block)]
+@dataclass(frozen=True)
+class _Step:
+    """Some groups of P pairs with one block each, and all that their products need."""
 
+    units: _Units
+    block: Tensor  # [groups], among the blocks of all heads
+    pair: Tensor  # [groups P], slots; padding points at the slot behind the last
+    diagonal: bool  # pairs of a unit with its own block, which alone need a causal mask
 
-def _plan(block: Tensor, chosen: Tensor, size: int, blocks: int, diagonal: bool) -> Plan:
-    pairs = chosen.nonzero().squeeze(1)
-    key, order = block[pairs].sort(stable=True)
-    pairs = pairs[order]
-    count = torch.bincount(key, minlength=blocks)
-    groups = (count + size - 1) // size
-    of_group = torch.repeat_interleave(torch.arange(blocks, device=block.device), groups)
-    within = (
-        torch.arange(len(of_group), device=block.device) - (groups.cumsum(0) - groups)[of_group]
-    )
-    row = within[:, None] * size + torch.arange(size, device=block.device)
-    valid = row < count[of_group, None]
-    index = (count.cumsum(0) - count)[of_group, None] + row
-    pair = torch.where(valid, pairs[index.clamp(max=max(len(pairs) - 1, 0))], len(block))
-    return Plan(of_group, pair, diagonal)
+    @property
+    def unit(self) -> Tensor:
+        """Unit of each pair, any unit for padding: [groups P]."""
+        slots, units = self.units.lists.shape[2], self.units.shape[0]
+        return (self.pair // slots).clamp(max=units - 1)
+
+    @property
+    def padding(self) -> Tensor:
+        """Rows that belong to no pair: [groups, P unit G, 1]."""
+        unused = (self.pair == self.units.lists.numel()).repeat_interleave(self.units.shape[1])
+        return unused.view(len(self.block), -1, 1)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[N units, unit G, ...] as the rows of each group, [groups, P unit G, ...]."""
+        return rows.index_select(0, self.unit).view(len(self.block), -1, *rows.shape[2:])
+
+    def blocks(self, keys: Tensor) -> Tensor:
+        """The block of each group, of keys [N, T, D]: [groups, block, D]."""
+        return _blocks(self.units.x.problem, keys).index_select(0, self.block)
+
+    def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Scaled logits [groups, P unit G, block], the future masked."""
+        problem, units = self.units.x.problem, self.units
+        logits = product(queries, keys.transpose(1, 2), problem.scale)
+        if self.diagonal:
+            size = problem.config.block_size
+            first = (units.begin + self.unit % units.lists.shape[1] * units.queries) % size
+            offset = first[:, None] + torch.arange(units.queries, device=first.device)
+            offset = offset.repeat_interleave(problem.group, 1).view(len(logits), -1, 1)
+            future = torch.arange(size, device=first.device) > offset
+            logits.masked_fill_(future, torch.finfo(logits.dtype).min)
+        return logits
 
 
 def forward(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, lists: list[Tensor], begin: int
+    x: Operands, lists: list[Tensor], begin: int, end: int, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
-    """Output [N, C, G, D] and lse [N, C, G] of a chunk of queries, in the accumulation dtype.
+    """Output [N, C, G, D] and lse [N, C, G] of the queries [begin, end).
 
-    Args:
-        q: [N, C, G, D], the queries [begin, begin + C); k, v: [N, T, D].
-        lists: shared [N, C / R, s] and, if not empty, private [N, C, m].
+    ``lists`` are the shared ones [N, C / R, s] and, if there are any, the private ones [N, C, m].
     """
-    parts = [_forward(problem, q, k, v, index, begin) for index in lists]
-    if len(parts) == 1:
-        return parts[0]
-    out = torch.stack([o for o, _ in parts])
-    lse = torch.stack([x for _, x in parts])
-    return _merge(out, lse, 0)
+    parts = [_forward(_Units.of(x, index, begin, end), scratch) for index in lists]
+    out, lse = parts[0]
+    if len(parts) > 1:
+        outs, lses = zip(*parts, strict=True)
+        out, lse = _merge(torch.stack(outs), torch.stack(lses), 0)
+    shape = x.q[:, begin:end].shape
+    return out.view(shape), lse.view(shape[:-1])
 
 
-def _forward(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, lists: Tensor, begin: int
-) -> tuple[Tensor, Tensor]:
-    heads, units, slots = lists.shape
-    unit = q.shape[1] // units
-    rows = q.view(heads * units, unit * problem.group, -1)
-    wide = accumulation_dtype(q.dtype)
-    pairs = lists.numel()
-    part = torch.empty(pairs + 1, *rows.shape[1:], dtype=wide, device=q.device)
-    part_lse = torch.full((pairs + 1, rows.shape[1]), float("-inf"), dtype=wide, device=q.device)
-    part[:-1][lists.flatten() < 0] = 0.0  # slots that no pair fills must not meet a weight as NaN
-    for plan in plans(problem, lists, unit, begin):
-        for step in _steps(problem, plan, rows.shape[1]):
-            pair, queries, keys = _operands(problem, plan, step, rows, k, slots)
-            logits = _logits(problem, plan, step, queries, keys, unit, pair, units, slots, begin)
-            top = logits.amax(-1)
-            p = torch.softmax(logits, -1, out=logits)
-            values = v.view(-1, problem.config.block_size, v.shape[-1])[plan.block[step]]
-            out = product(p.to(v.dtype), values)
-            # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
-            lse = top - p.amax(-1).log()
-            part.index_copy_(0, pair, out.view(len(pair), *rows.shape[1:]))
-            part_lse.index_copy_(0, pair, lse.view(len(pair), -1))
-    out, lse = _merge(
-        part[:-1].view(heads * units, slots, *rows.shape[1:]),
-        part_lse[:-1].view(heads * units, slots, -1),
-        1,
-    )
-    return out.view(q.shape), lse.view(q.shape[:-1])
+def _forward(units: _Units, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """Output [rows, D] and lse [rows] of one kind of list."""
+    x = units.x
+    rows = units.rows(x.q)
+    part = units.slots(scratch)
+    part_lse = torch.full(part.shape[:-1], float("-inf"), dtype=part.dtype, device=part.device)
+    for step in _steps(units):
+        logits = step.logits(step.gather(rows), step.blocks(x.k))
+        top = logits.amax(-1)
+        p = torch.softmax(logits, -1, out=logits)
+        # The largest probability is exp(0) over the sum, so the sum needs no pass of its own.
+        lse = top - p.amax(-1).log()
+        out = product(p.to(x.v.dtype), step.blocks(x.v))
+        part.index_copy_(0, step.pair, out.view(-1, *part.shape[1:]))
+        part_lse.index_copy_(0, step.pair, lse.view(-1, part_lse.shape[1]))
+    out, lse = _merge(units.by_unit(part), units.by_unit(part_lse), 1)
+    return out.view(-1, out.shape[-1]), lse.view(-1)
 
 
 def backward(
-    problem: Problem,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
+    x: Operands,
+    grads: Gradients,
+    out: Tensor,
     lse: Tensor,
-    delta: Tensor,
-    gate: Tensor,
     lists: list[Tensor],
     begin: int,
-    dk: Tensor,
-    dv: Tensor,
-) -> Tensor:
-    """dq [N, C, G, D] of a chunk; adds to dk, dv [N, T, D] in place.
+    end: int,
+    scratch: Scratch,
+) -> None:
+    """Add the branch's gradients with respect to the queries [begin, end), in a fixed order.
 
-    Args:
-        grad: [N, C, G, D] of the layer's output; gate, lse, delta: [N, C, G] of this branch, where
-            delta = grad . o, before the gate.
+    ``out`` [N, T, G, D] and ``lse`` [N, T, G] are what the forward pass returned.
     """
-    # A row without blocks has no pair; +inf makes the padding's recomputed probabilities 0 as well.
-    lse = lse.masked_fill(lse == float("-inf"), float("inf"))
-    parts = [
-        _backward(problem, q, k, v, grad, lse, delta, gate, index, begin, dk, dv) for index in lists
-    ]
-    return sum(parts[1:], parts[0])
+    chunk = slice(begin, end)
+    delta = torch.zeros_like(lse)
+    delta[:, chunk] = (grads.out[:, chunk].to(x.dtype) * out[:, chunk]).sum(-1)
+    grads.gates[:, chunk, :, 1] += delta[:, chunk]
+    scalars = torch.stack([lse, delta, x.gates[..., 1]], -1)
+    for index in lists:
+        dq = _backward(_Units.of(x, index, begin, end), grads, scalars, scratch)
+        grads.q[:, chunk] += dq.view(grads.q[:, chunk].shape)
 
 
-def _backward(
-    problem: Problem,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    gate: Tensor,
-    lists: Tensor,
-    begin: int,
-    dk: Tensor,
-    dv: Tensor,
-) -> Tensor:
-    heads, units, slots = lists.shape
-    unit = q.shape[1] // units
-    shape = (heads * units, unit * problem.group)
-    rows, row_grad = q.view(*shape, -1), grad.view(*shape, -1)
-    scalars = torch.stack([lse.reshape(shape), delta.reshape(shape), gate.reshape(shape)])
-    pairs = lists.numel()
-    part = torch.zeros(
-        pairs + 1, *rows.shape[1:], dtype=accumulation_dtype(q.dtype), device=q.device
-    )
-    size = problem.config.block_size
-    dk_blocks, dv_blocks = (x.view(-1, size, x.shape[-1]) for x in (dk, dv))
-    for plan in plans(problem, lists, unit, begin):
-        for step in _steps(problem, plan, rows.shape[1]):
-            pair, queries, keys = _operands(problem, plan, step, rows, k, slots)
-            logits = _logits(problem, plan, step, queries, keys, unit, pair, units, slots, begin)
-            source = (pair // slots).clamp(max=len(rows) - 1)
-            grads = row_grad[source].view(queries.shape)
-            row_lse, row_delta, row_gate = scalars[:, source].view(3, *queries.shape[:2], 1)
-            unused = (pair == pairs).view(len(logits), -1).repeat_interleave(rows.shape[1], 1)
-            p = logits.sub_(row_lse.masked_fill(unused[..., None], float("inf"))).exp_()
-            values = v.view(-1, size, v.shape[-1])[plan.block[step]]
-            dp = product(grads, values.transpose(1, 2))
-            gated = p.mul_(row_gate)
-            ds = dp.sub_(row_delta).mul_(gated).to(q.dtype)
-            part.index_copy_(
-                0, pair, product(ds, keys, problem.scale).view(len(pair), *rows.shape[1:])
-            )
-            dk_part = product(ds.transpose(1, 2), queries, problem.scale)
-            dv_part = product(gated.to(q.dtype).transpose(1, 2), grads)
-            # index_put_ sorts before it accumulates, so the order of the sum is fixed on a GPU too.
-            dk_blocks.index_put_((plan.block[step],), dk_part, accumulate=True)
-            dv_blocks.index_put_((plan.block[step],), dv_part, accumulate=True)
-    return part[:-1].view(heads * units, slots, *rows.shape[1:]).sum(1).view(q.shape)
+def _backward(units: _Units, grads: Gradients, scalars: Tensor, scratch: Scratch) -> Tensor:
+    """dq [N units, unit G, D] of one kind of list; adds to dk and dv."""
+    x, scale = units.x, units.x.problem.scale
+    rows, row_grads, row_scalars = (units.rows(y) for y in (x.q, grads.out, scalars))
+    part = units.slots(scratch)
+    dk, dv = (_blocks(x.problem, y) for y in (grads.k, grads.v))
+    for step in _steps(units):
+        queries, keys, out_grads = step.gather(rows), step.blocks(x.k), step.gather(row_grads)
+        lse, delta, gate = step.gather(row_scalars).unsqueeze(-2).unbind(-1)
+        p = step.logits(queries, keys).sub_(lse.masked_fill(step.padding, float("inf"))).exp_()
+        dp = product(out_grads, step.blocks(x.v).transpose(1, 2))
+        gated = p.mul_(gate)
+        ds = dp.sub_(delta).mul_(gated).to(x.q.dtype)
+        part.index_copy_(0, step.pair, product(ds, keys, scale).view(-1, *part.shape[1:]))
+        # index_put_ sorts before it accumulates, so the order of the sum is fixed on a GPU too.
+        dk_part = product(ds.transpose(1, 2), queries, scale)
+        dk.index_put_((step.block,), dk_part, accumulate=True)
+        dv_part = product(gated.to(x.q.dtype).transpose(1, 2), out_grads)
+        dv.index_put_((step.block,), dv_part, accumulate=True)
+    return units.by_unit(part).sum(1)
 
 
-def _steps(problem: Problem, plan: Plan, unit_rows: int) -> Iterator[slice]:
-    per_group = plan.pair.shape[1] * unit_rows * problem.config.block_size
+def _steps(units: _Units) -> Iterator[_Step]:
+    """All pairs of the lists, grouped by block, in steps within the element budget."""
+    problem, lists = units.x.problem, units.lists
+    start = units.begin + torch.arange(lists.shape[1], device=lists.device) * units.queries
+    own = (start // problem.config.block_size)[:, None]
+    head = torch.arange(lists.shape[0], device=lists.device)[:, None, None]
+    block = (head * problem.blocks + lists).flatten()
+    size = max(1, _GROUP_ROWS // units.shape[1])
+    per_group = size * units.shape[1] * problem.config.block_size
     length = max(1, problem.step_elements // per_group)
-    for first in range(0, len(plan.block), length):
-        yield slice(first, first + length)
+    for diagonal in (False, True):
+        chosen = (lists == own) if diagonal else (lists >= 0) & (lists != own)
+        groups, pair = _grouped(block, chosen.flatten(), size, len(lists) * problem.blocks)
+        for first in range(0, len(groups), length):
+            at = slice(first, first + length)
+            yield _Step(units, groups[at], pair[at].flatten(), diagonal)
 
 
-def _operands(
-    problem: Problem, plan: Plan, step: slice, rows: Tensor, k: Tensor, slots: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Slots [groups P], query rows [groups, P unit G, D] and keys [groups, block, D] of a step."""
-    pair = plan.pair[step].flatten()
-    source = (pair // slots).clamp(max=len(rows) - 1)
-    queries = rows.index_select(0, source).view(
-        -1, plan.pair.shape[1] * rows.shape[1], rows.shape[-1]
-    )
-    keys = k.view(-1, problem.config.block_size, k.shape[-1]).index_select(0, plan.block[step])
-    return pair, queries, keys
+def _grouped(block: Tensor, chosen: Tensor, size: int, blocks: int) -> tuple[Tensor, Tensor]:
+    """Chosen pairs by block, [groups] and [groups, size], padded with a slot behind the last."""
+    pairs = chosen.nonzero().squeeze(1)
+    key, order = block[pairs].sort(stable=True)
+    pairs = torch.cat([pairs[order], pairs.new_full((1,), len(block))])
+    count = torch.bincount(key, minlength=blocks)
+    groups = (count + size - 1) // size
+    of_group = torch.repeat_interleave(torch.arange(blocks, device=block.device), groups)
+    group = torch.arange(len(of_group), device=block.device) - (groups.cumsum(0) - groups)[of_group]
+    within = group[:, None] * size + torch.arange(size, device=block.device)
+    first = (count.cumsum(0) - count)[of_group, None]
+    index = torch.where(within < count[of_group, None], first + within, len(pairs) - 1)
+    return of_group, pairs[index]
 
 
-def _logits(
-    problem: Problem,
-    plan: Plan,
-    step: slice,
-    queries: Tensor,
-    keys: Tensor,
-    unit: int,
-    pair: Tensor,
-    units: int,
-    slots: int,
-    begin: int,
-) -> Tensor:
-    """Scaled logits [groups, P unit G, block], the future masked where a pair is diagonal."""
-    logits = product(queries, keys.transpose(1, 2), problem.scale)
-    if plan.diagonal:
-        size = problem.config.block_size
-        first = (begin + pair // slots % units * unit) % size
-        offset = first[:, None] + torch.arange(unit, device=pair.device)
-        offset = offset.repeat_interleave(problem.group, 1).view(len(logits), -1, 1)
-        logits.masked_fill_(
-            torch.arange(size, device=pair.device) > offset, torch.finfo(logits.dtype).min
-        )
-    return logits
+def _blocks(problem: Problem, keys: Tensor) -> Tensor:
+    """[N, T, D] as the blocks of all heads, [N blocks, block, D]."""
+    return keys.view(-1, problem.config.block_size, keys.shape[-1])
 
 
 def _merge(out: Tensor, lse: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Merge normalised partial outputs along ``dim`` by their log-sum-exps; empty ones weigh nothing.
+    """Merge normalised partial outputs along ``dim`` by their log-sum-exps; empty ones drop out.
 
     ``out`` has one more dimension than ``lse`` and is overwritten.
     """

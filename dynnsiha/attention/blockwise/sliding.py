@@ -7,68 +7,43 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .shapes import Problem, accumulation_dtype, product
+from .operands import Gradients, Operands, Problem, product
 
 
-def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> Tensor:
-    """Output of the queries [begin, end): [N, C, G, D] in the accumulation dtype.
-
-    Args:
-        q: [N, T, G, D]; k, v: [N, T, D], T in whole blocks.
-    """
-    out = torch.empty(q[:, begin:end].shape, dtype=accumulation_dtype(q.dtype), device=q.device)
-    for head, lo, hi in _steps(problem, q, begin, end):
-        rows = _query_blocks(problem, q, head, lo, hi)
-        p = _probabilities(problem, rows, _bands(problem, k, head, lo, hi), lo)
-        o = product(p.to(v.dtype), _bands(problem, v, head, lo, hi))
-        out[head, lo - begin : hi - begin] = o.view(hi - lo, *q.shape[2:])
+def forward(x: Operands, begin: int, end: int) -> Tensor:
+    """Output of the queries [begin, end): [N, C, G, D]."""
+    out = x.empty(begin, end)
+    for head, lo, hi in _steps(x, begin, end):
+        rows = _query_blocks(x.problem, x.q, head, lo, hi)
+        p = _probabilities(x.problem, rows, _bands(x.problem, x.k, head, lo, hi), lo)
+        o = product(p.to(x.v.dtype), _bands(x.problem, x.v, head, lo, hi))
+        out[head, lo - begin : hi - begin] = o.view(hi - lo, *x.q.shape[2:])
     return out
 
 
-def backward(
-    problem: Problem,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor,
-    grad: Tensor,
-    begin: int,
-    end: int,
-    dk: Tensor,
-    dv: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the queries [begin, end); adds to dk, dv [N, T, D] in place.
-
-    Args:
-        q, grad: [N, T, G, D], grad of the layer's output; gate: [N, T, G] of this branch.
-
-    Returns:
-        dq [N, C, G, D] and dgate [N, C, G].
-    """
-    wide = accumulation_dtype(q.dtype)
-    dq = torch.empty(q[:, begin:end].shape, dtype=wide, device=q.device)
-    dgate = torch.empty(gate[:, begin:end].shape, dtype=wide, device=q.device)
-    for head, lo, hi in _steps(problem, q, begin, end):
-        at = slice(lo - begin, hi - begin)
-        rows = _query_blocks(problem, q, head, lo, hi)
-        row_grad = _query_blocks(problem, grad, head, lo, hi)
-        keys = _bands(problem, k, head, lo, hi)
+def backward(x: Operands, grads: Gradients, begin: int, end: int) -> None:
+    """Add the branch's gradients with respect to the queries [begin, end), in a fixed order."""
+    problem, scale = x.problem, x.problem.scale
+    for head, lo, hi in _steps(x, begin, end):
+        rows = _query_blocks(problem, x.q, head, lo, hi)
+        row_grads = _query_blocks(problem, grads.out, head, lo, hi)
+        keys = _bands(problem, x.k, head, lo, hi)
         p = _probabilities(problem, rows, keys, lo)
-        dp = product(row_grad, _bands(problem, v, head, lo, hi).transpose(1, 2))
+        dp = product(row_grads, _bands(problem, x.v, head, lo, hi).transpose(1, 2))
         mean = (p * dp).sum(-1, keepdim=True)
-        gated = p.mul_(gate[head, lo:hi].reshape(mean.shape))
-        ds = dp.sub_(mean).mul_(gated).to(q.dtype)
-        dq[head, at] = product(ds, keys, problem.scale).view(hi - lo, *q.shape[2:])
-        dgate[head, at] = mean.view(hi - lo, -1)
-        _add_bands(problem, dk[head], product(ds.transpose(1, 2), rows, problem.scale), lo)
-        _add_bands(problem, dv[head], product(gated.to(q.dtype).transpose(1, 2), row_grad), lo)
-    return dq, dgate
+        gated = p.mul_(x.gate("sliding", lo, hi)[head].reshape(mean.shape))
+        ds = dp.sub_(mean).mul_(gated).to(x.q.dtype)
+        grads.q[head, lo:hi] += product(ds, keys, scale).view(hi - lo, *x.q.shape[2:])
+        grads.gates[head, lo:hi, :, 2] += mean.view(hi - lo, -1)
+        _add_bands(problem, grads.k[head], product(ds.transpose(1, 2), rows, scale), lo)
+        dv = product(gated.to(x.q.dtype).transpose(1, 2), row_grads)
+        _add_bands(problem, grads.v[head], dv, lo)
 
 
-def _steps(problem: Problem, q: Tensor, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    per_block = problem.config.block_size * problem.group * _span(problem)
-    for head in range(q.shape[0]):
-        for lo, hi in problem.steps(begin, end, per_block):
+def _steps(x: Operands, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    per_block = x.problem.config.block_size * x.problem.group * _span(x.problem)
+    for head in range(x.q.shape[0]):
+        for lo, hi in x.problem.steps(begin, end, per_block):
             yield head, lo, hi
 
 

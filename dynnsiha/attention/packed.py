@@ -1,0 +1,73 @@
+"""Packed sequences: cut into single ones, and results joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .config import NSAConfig
+from .outputs import BlockIndices, NSAAux
+from .summaries import window_count
+
+
+def bounds_of(cu_seqlens: Tensor, batch: int, seq_len: int) -> list[int]:
+    """``cu_seqlens`` as numbers that rise from 0 to seq_len, or ValueError."""
+    if batch != 1:
+        raise ValueError(
+            f"cu_seqlens: packed sequences need batch 1, got {batch}; reshape to [1, B * T, ...]"
+        )
+    bounds = [int(x) for x in cu_seqlens.tolist()]
+    rising = all(begin <= end for begin, end in pairwise(bounds))
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != seq_len or not rising:
+        raise ValueError(f"cu_seqlens={bounds}: must rise from 0 to seq_len={seq_len}")
+    return bounds
+
+
+def split(
+    bounds: list[int],
+    operands: tuple[Tensor, ...],
+    config: NSAConfig,
+    block_indices: BlockIndices | None,
+    summaries: tuple[Tensor | None, Tensor | None],
+) -> Iterator[tuple[list[Tensor], BlockIndices | None, list[Tensor | None]]]:
+    """Operands, lists and summaries of each sequence that has tokens.
+
+    Tiles and summaries lie one sequence after the other, each counted from its own start.
+    """
+    assert isinstance(config.query_tile, int)
+    tile_start = window_start = 0
+    for begin, end in pairwise(bounds):
+        if begin == end:
+            continue
+        tiles = -(-(end - begin) // config.query_tile)
+        windows = window_count(end - begin, config.compress_block, config.compress_stride)
+        lists: BlockIndices | None = None
+        if isinstance(block_indices, Tensor):
+            lists = block_indices[:, begin:end]
+        elif block_indices is not None:
+            shared, private = block_indices
+            lists = (shared[:, tile_start : tile_start + tiles], private[:, begin:end])
+        own = slice(window_start, window_start + windows)
+        yield (
+            [x[:, begin:end] for x in operands],
+            lists,
+            [x if x is None else x[:, own] for x in summaries],
+        )
+        tile_start += tiles
+        window_start += windows
+
+
+def joined(pieces: list[tuple[Tensor, NSAAux]]) -> tuple[Tensor, NSAAux]:
+    """Results of the single sequences, one after the other."""
+    auxes = [aux for _, aux in pieces]
+    lists = [
+        x.block_indices if isinstance(x.block_indices, tuple) else (x.block_indices,) for x in auxes
+    ]
+    together = [torch.cat(part, 1) for part in zip(*lists, strict=True)]
+    indices: BlockIndices = together[0] if len(together) == 1 else (together[0], together[1])
+    counts = torch.cat([aux.block_counts for aux in auxes], 1)
+    lse = torch.cat([aux.lse for aux in auxes], 1)
+    return torch.cat([out for out, _ in pieces], 1), NSAAux(indices, counts, lse, auxes[0].backend)

@@ -1,0 +1,64 @@
+"""NSAConfig: presets, resolution of the automatic tile, errors that name field, value and fix."""
+
+import pytest
+
+from dynnsiha import NSAConfig
+
+
+def test_presets_differ_in_windows_and_lists_only():
+    paper = NSAConfig.paper()
+    assert (paper.compress_block, paper.compress_stride, paper.lists) == (32, 16, "exact")
+    guided = NSAConfig.word_guided(64, 4)
+    assert (guided.compress_block, guided.compress_stride) == (64, 64)
+    assert (guided.query_tile, guided.private_blocks, guided.lists) == (4, 2, "hybrid")
+    assert NSAConfig(query_tile=8).lists == "shared"
+    assert NSAConfig.word_guided(8, 8, top_n=20, query_tile=2).query_tile == 2
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "kv_heads", "block_size", "tile"),
+    [
+        (64, 4, 64, 4),
+        (32, 8, 64, 16),
+        (32, 32, 64, 64),
+        (64, 1, 64, 1),
+        (128, 1, 64, 1),
+        (6, 2, 48, 16),
+    ],
+)
+def test_automatic_tile_is_the_largest_divisor_up_to_64_rows(q_heads, kv_heads, block_size, tile):
+    config = NSAConfig(
+        block_size=block_size,
+        compress_block=block_size,
+        compress_stride=block_size,
+        query_tile="auto",
+    )
+    assert config.resolved(q_heads, kv_heads).query_tile == tile
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block_size": 0}, "block_size=0: must be at least 1"),
+        ({"compress_stride": 24}, "compress_stride=24: must be a divisor of compress_block=64"),
+        (
+            {"compress_block": 32, "compress_stride": 32, "block_size": 48},
+            "a divisor of block_size=48",
+        ),
+        ({"compress_block": 128}, "compress_block=128: must be at most block_size=64"),
+        ({"query_tile": 3}, "query_tile=3: must be 'auto' or a divisor of block_size=64"),
+        ({"query_tile": 128}, "query_tile=128"),
+        ({"local_blocks": 0}, "local_blocks=0: must be at least 1"),
+        ({"private_blocks": -1}, "private_blocks=-1: must be at least 0"),
+        ({"top_n": 4, "private_blocks": 2}, "init_blocks + local_blocks + private_blocks = 5"),
+        ({"tile_scoring": "mean"}, "tile_scoring='mean': must be 'leader' or 'aggregate'"),
+        ({"top_p": 0.0}, "top_p=0.0: must be None or in (0, 1]"),
+        ({"branches": ()}, "branches=(): must be a non-empty subset"),
+        ({"branches": ("window",)}, "branches=('window',): must be"),
+    ],
+)
+def test_errors_name_the_field_its_value_and_the_fix(fields, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
+        NSAConfig(**fields)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
