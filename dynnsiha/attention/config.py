@@ -101,12 +101,14 @@ class NSAConfig:
     @classmethod
     def paper(cls, **overrides: Any) -> NSAConfig:
         """The NSA paper's windows: 32 tokens every 16, blocks of 64, exact lists."""
-        return cls(**({"compress_block": 32, "compress_stride": 16} | overrides))
+        fields: dict[str, Any] = {"compress_block": 32, "compress_stride": 16} | overrides
+        return cls(**fields)
 
     @classmethod
     def word_guided(cls, q_heads: int, kv_heads: int, **overrides: Any) -> NSAConfig:
-        """DynNSIHA's default: 64/64 windows, hybrid lists with an automatic tile and two private blocks."""
-        config = cls(**{"query_tile": "auto", "private_blocks": 2} | overrides)
+        """DynNSIHA's default: 64/64 windows, automatic tile, two private blocks a query."""
+        fields: dict[str, Any] = {"query_tile": "auto", "private_blocks": 2} | overrides
+        config = cls(**fields)
         return config.resolved(q_heads, kv_heads)
 
     def resolved(self, q_heads: int, kv_heads: int) -> NSAConfig:

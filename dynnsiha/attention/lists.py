@@ -1,8 +1,8 @@
 """From importance to block lists: forced, shared and private blocks (semantics.md, section 3).
 
 A list is int32, -1 where empty. A query's blocks are those of its tile's shared list, which begins
-with the forced blocks (the own block is the same for the whole tile, since tiles divide blocks), and
-of its private list. With ``query_tile == 1`` there is one list, of NSA's top_n blocks.
+with the forced blocks (the own block is the same for the whole tile, since tiles divide blocks),
+and of its private list. With ``query_tile == 1`` there is one list, of NSA's top_n blocks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def shared_size(config: NSAConfig) -> int:
 
 
 def private_size(config: NSAConfig) -> int:
-    """Slots of the private list: none for exact lists, where private and shared blocks are one choice."""
+    """Slots of the private list: none for exact lists, where it is one choice with the shared."""
     return 0 if config.query_tile == 1 else config.private_blocks
 
 
 def forced_blocks(positions: Tensor, config: NSAConfig) -> Tensor:
-    """Forced blocks of the queries at ``positions`` [N]: int64 [N, init + local], -1 where they coincide."""
+    """Forced blocks of the queries at ``positions`` [N]: int64 [N, init + local], -1 if doubled."""
     own = positions[:, None] // config.block_size
     local = own - torch.arange(config.local_blocks, device=positions.device)
     init = torch.arange(config.init_blocks, device=positions.device).expand(len(positions), -1)
@@ -36,7 +36,7 @@ def shared_list(importance: Tensor, positions: Tensor, config: NSAConfig, first:
     """Forced blocks, then the best complete ones: int32 [..., N, shared_size].
 
     Args:
-        importance: [..., N, blocks] >= 0, of the query at each position; a tile's leader stands for it.
+        importance: [..., N, blocks] >= 0, of each tile's leader.
         positions: int64 [N], none before ``first``.
     """
     forced = forced_blocks(positions, config).expand(*importance.shape[:-1], -1)
