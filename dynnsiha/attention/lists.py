@@ -70,7 +70,7 @@ def tile_lists(shared: Tensor, query_tile: int, seq_len: int) -> Tensor:
 
 
 def _candidates(importance: Tensor, positions: Tensor, config: NSAConfig, first: int) -> Tensor:
-    """Importance with -1 for what may not be chosen (forced, incomplete, future) and in a spare column.
+    """Importance, -1 for what may not be chosen (forced, incomplete, future), and a spare column.
 
     ``first`` spares the mask on columns that are complete and unforced for every position.
     """
@@ -88,7 +88,7 @@ def _candidates(importance: Tensor, positions: Tensor, config: NSAConfig, first:
 
 
 def _best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` best candidates and their scores, -1 where there are fewer: [..., N, count] each."""
+    """The ``count`` best candidates and their scores [..., N, count], -1 where there are fewer."""
     found = min(count, candidates.shape[-1])
     value, index = candidates.topk(found, -1)
     index = index.int().masked_fill_(value < 0, -1)
@@ -106,7 +106,7 @@ def _cut(
     positions: Tensor,
     config: NSAConfig,
 ) -> Tensor:
-    """DynNSA: keep the fewest blocks whose shares of the importance reach top_p, forced ones first."""
+    """DynNSA: the fewest blocks whose shares of importance reach top_p, forced ones first."""
     assert config.top_p is not None
     blocks = torch.arange(importance.shape[-1], device=importance.device)
     complete = (blocks + 1) * config.block_size <= positions[:, None] + 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 BlockIndices = Tensor | tuple[Tensor, Tensor]
-"""Exact lists: int32 [B, T, K, n]. Hybrid lists: the shared ones [B, ceil(T / R), K, s], which begin
-with the forced blocks, and the private ones [B, T, K, m]. -1 is an empty slot."""
+"""Exact lists: int32 [B, T, K, n]. Hybrid lists: the shared ones [B, ceil(T / R), K, s], which
+begin with the forced blocks, and the private ones [B, T, K, m]. -1 is an empty slot."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The specification of the native-sparse-attention core: explicit masks, any float dtype.
 
-Readable before fast: every branch is a masked softmax over all keys, so memory is quadratic in the
-number of rows times T. ``reference_rows`` computes chosen rows only, which is how long sequences are
-checked. Differentiable by autograd; no gradient flows through the choice of blocks.
+Readable before fast: every branch is a masked softmax over all keys, so memory grows with the
+number of rows times T. ``reference_rows`` computes chosen rows only, which is how long sequences
+are checked. Differentiable by autograd; no gradient flows through the choice of blocks.
 """
 
 from __future__ import annotations
