@@ -69,7 +69,7 @@ def native_sparse_attention(
 ) -> Tensor | tuple[Tensor, NSAAux]:
     """Causal native sparse attention: o = g_cmp o_cmp + g_slc o_slc + g_win o_win.
 
-    NSA (arXiv 2502.11089, equations 5-12) with hybrid block lists (semantics.md, section 3).
+    NSA (arXiv 2502.11089, equations 5-12) with hybrid block lists (docs/architecture.md).
 
     Args:
         q: [B, T, H, D].

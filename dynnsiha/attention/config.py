@@ -10,7 +10,7 @@ BRANCHES = ("compressed", "selected", "sliding")
 
 @dataclass(frozen=True)
 class NSAConfig:
-    """What a query attends to (NSA, arXiv 2502.11089, section 3; semantics.md, section 3).
+    """What a query attends to (NSA, arXiv 2502.11089, section 3; docs/architecture.md).
 
     Attributes:
         block_size: tokens in a selection block.

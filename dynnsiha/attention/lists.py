@@ -1,4 +1,4 @@
-"""From importance to block lists: forced, shared and private blocks (semantics.md, section 3).
+"""From importance to block lists: forced, shared and private blocks (docs/architecture.md).
 
 A list is int32, -1 where empty. A query's blocks are those of its tile's shared list, which begins
 with the forced blocks (the own block is the same for the whole tile, since tiles divide blocks),

@@ -56,12 +56,12 @@ def reference_rows(
     scale: float | None = None,
     return_importance: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Output of the queries at ``rows`` only (semantics.md, section 3).
+    """Output of the queries at ``rows`` only (docs/architecture.md).
 
     Args:
         q: [B, T, H, D]; k, v: [B, T, K, D]; gates: [B, T, H, 3].
         rows: int64 [N], positions of queries.
-        block_indices: lists to use (of all T queries, as in the public interface); chosen here if None.
+        block_indices: lists of all T queries, as in the public interface; chosen here if None.
         k_cmp, v_cmp: summaries [B, n, K, D] in place of the means.
         return_importance: also return what the rows' own blocks are chosen by, [B, N, K, blocks].
 

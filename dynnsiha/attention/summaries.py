@@ -12,7 +12,7 @@ def window_count(seq_len: int, compress_block: int, compress_stride: int) -> int
 
 
 def mean_summaries(x: Tensor, compress_block: int, compress_stride: int) -> Tensor:
-    """Mean of every complete window: [B, T, K, D] -> [B, n, K, D] (semantics.md, Summaries).
+    """Mean of every complete window: [B, T, K, D] -> [B, n, K, D] (docs/architecture.md).
 
     Differentiable. Low-precision inputs are averaged in float32 and rounded once.
     """

@@ -28,7 +28,7 @@ def blockwise(
     v_cmp: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, NSAAux]:
-    """The core on any device (semantics.md, section 3); as ``native_sparse_attention``."""
+    """The core on any device (docs/architecture.md); as ``native_sparse_attention``."""
     if k_cmp is None or v_cmp is None:
         k_cmp = mean_summaries(k, config.compress_block, config.compress_stride)
         v_cmp = mean_summaries(v, config.compress_block, config.compress_stride)

@@ -1,4 +1,4 @@
-"""The blockwise backend against the reference: outputs, gradients, lists; causality; determinism."""
+"""The blockwise backend against the reference: outputs, gradients, lists, determinism."""
 
 import itertools
 

@@ -47,7 +47,7 @@ def brute_importance(q, k, t, head, c):
 
 
 def brute_list(q, k, t, head, c):
-    """Forced, shared and private blocks of query t, by the words of semantics.md."""
+    """Forced, shared and private blocks of query t, by the words of docs/architecture.md."""
     own, tile = t // c.block_size, c.query_tile
     forced = {j for j in range(own + 1) if j < c.init_blocks or j > own - c.local_blocks}
     leader = t // tile * tile

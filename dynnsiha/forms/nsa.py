@@ -1,0 +1,141 @@
+"""Native sparse attention as a layer: plain projections, branch gates, the NSA core."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynnsiha.attention import NSAConfig, native_sparse_attention
+from dynnsiha.attention.config import BRANCHES
+from dynnsiha.forms.layer import (
+    AttentionCore,
+    AttentionLayer,
+    CoreRouting,
+    HeadLayout,
+    linear_projections,
+)
+
+GateKind = Literal["sigmoid", "softmax"]
+
+# A new layer reads its window first; the other branches start at sigmoid(-2) = 0.12.
+_GATE_BIAS = {"compressed": -2.0, "selected": -2.0, "sliding": 2.0}
+
+
+class BranchGates(nn.Module):
+    """How much each head of each token takes from each branch: x [B, T, d] → gates [B, T, H, 3].
+
+    Args:
+        d_model: width of x.
+        q_heads: query heads H.
+        kind: "sigmoid" gates are independent; "softmax" gates share one unit among the branches.
+        branches: those in use; softmax gives the others nothing.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+
+    used: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        q_heads: int,
+        kind: GateKind = "sigmoid",
+        branches: tuple[str, ...] = BRANCHES,
+    ) -> None:
+        super().__init__()
+        if kind not in ("sigmoid", "softmax"):
+            raise ValueError(f"gates={kind!r}: must be 'sigmoid' or 'softmax'")
+        self.q_heads, self.kind = q_heads, kind
+        self.linear = nn.Linear(d_model, q_heads * len(BRANCHES))
+        used = torch.tensor([branch in branches for branch in BRANCHES])
+        self.register_buffer("used", used, persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights afresh; the biases favour the sliding branch."""
+        self.linear.reset_parameters()
+        bias = [_GATE_BIAS[branch] for branch in BRANCHES] * self.q_heads
+        self.linear.bias.copy_(torch.tensor(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, d_model] → gates [B, T, H, 3] in the order compressed, selected, sliding."""
+        logits = self.linear(x).unflatten(-1, (self.q_heads, len(BRANCHES)))
+        if self.kind == "sigmoid":
+            return logits.sigmoid()
+        return logits.masked_fill(~self.used, -torch.inf).softmax(dim=-1)
+
+
+class SparseCore(AttentionCore):
+    """Branch gates and the NSA core, with mean-pooled block summaries.
+
+    Args:
+        d_model: width of x, which the gates read.
+        layout: heads and their width.
+        config: what a query attends to.
+        backend: "auto", "reference" or "blockwise", see `native_sparse_attention`.
+        gates: kind of gates, see `BranchGates`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        layout: HeadLayout,
+        config: NSAConfig,
+        *,
+        backend: str = "auto",
+        gates: GateKind = "sigmoid",
+    ) -> None:
+        super().__init__()
+        self.config = config.resolved(layout.q_heads, layout.kv_heads)
+        self.backend = backend
+        self.gates = BranchGates(d_model, layout.q_heads, gates, self.config.branches)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, *, return_routing: bool = False
+    ) -> tuple[Tensor, CoreRouting]:
+        """See `AttentionCore`."""
+        gates = self.gates(x)
+        if not return_routing:
+            o = native_sparse_attention(q, k, v, gates, self.config, backend=self.backend)
+            return o, CoreRouting()
+        o, aux = native_sparse_attention(
+            q, k, v, gates, self.config, backend=self.backend, return_aux=True
+        )
+        return o, CoreRouting(gates=gates, attention=aux)
+
+
+class NativeSparseAttention(AttentionLayer):
+    """NSA (arXiv 2502.11089) with plain linear projections: x [B, T, d_model] → y [B, T, d_model].
+
+    Args:
+        d_model: width of x and y.
+        q_heads, kv_heads, head_dim: kv_heads defaults to q_heads, head_dim to d_model / q_heads.
+        config: what a query attends to; `NSAConfig.paper()` by default.
+        backend: see `native_sparse_attention`.
+        gates: "sigmoid" or "softmax".
+        rotary_base: base of the rotary positions; None for none.
+
+    Raises:
+        ValueError: the heads do not fit together, or head_dim is odd with rotary positions.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        q_heads: int,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        config: NSAConfig | None = None,
+        backend: str = "auto",
+        *,
+        gates: GateKind = "sigmoid",
+        rotary_base: float | None = 10_000.0,
+    ) -> None:
+        layout = HeadLayout.of(d_model, q_heads, kv_heads, head_dim)
+        config = NSAConfig.paper() if config is None else config
+        core = SparseCore(d_model, layout, config, backend=backend, gates=gates)
+        super().__init__(layout, linear_projections(d_model, layout), core, rotary_base=rotary_base)

@@ -1,0 +1,38 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864), on q and k, by absolute position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_tables(
+    positions: Tensor, head_dim: int, *, base: float = 10_000.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle position * base^(-2i / head_dim), each [..., T, head_dim / 2].
+
+    Args:
+        positions: absolute positions, [T] or [B, T], any integer or float dtype.
+        head_dim: width of a head; even.
+        base: the slowest pair turns once in about 2π * base tokens.
+        dtype: float32, or float64 for float64 inputs; never lower, or far positions collapse.
+
+    Raises:
+        ValueError: head_dim is odd.
+    """
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim}: rotary positions need an even width")
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
+    angle = positions.to(dtype)[..., None] * base**-exponent
+    return angle.cos(), angle.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + D/2}) of x [B, T, heads, D] by its position's angle; keeps dtype.
+
+    ``cos`` and ``sin`` come from `rotary_tables`, [T, D / 2] or [B, T, D / 2].
+    """
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    first, second = x.chunk(2, dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(turned, dim=-1).to(x.dtype)

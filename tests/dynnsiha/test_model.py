@@ -1,0 +1,243 @@
+"""The language model on real text: it trains, and it never sees the future."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynnsiha import (
+    DynNSIHAConfig,
+    DynNSIHALanguageModel,
+    NSAConfig,
+    WordSegmenter,
+    character_ids,
+)
+
+SEQ_LEN = 200
+EXACT = NSAConfig(
+    block_size=16, compress_block=8, compress_stride=4, top_n=4, local_blocks=1, window=24
+)
+HYBRID = replace(EXACT, compress_block=16, compress_stride=16, query_tile=4, private_blocks=1)
+VARIANTS: dict[str, dict] = {
+    "dynsiha": {"attention": "dynsiha"},
+    "nsa": {"attention": "nsa", "nsa": EXACT},
+    "dynnsiha exact": {"nsa": EXACT},
+    "dynnsiha hybrid": {"nsa": HYBRID, "positions": "sinusoidal"},
+}
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+@pytest.fixture(scope="module")
+def text(library_source) -> str:
+    return library_source[2000 : 2000 + SEQ_LEN]
+
+
+@pytest.fixture(scope="module")
+def segmenter(library_source) -> WordSegmenter:
+    return WordSegmenter.build([library_source], max_words=300, hash_buckets=64)
+
+
+def _model(name: str, segmenter: WordSegmenter, **options) -> DynNSIHALanguageModel:
+    torch.manual_seed(0)
+    config = DynNSIHAConfig(
+        char_vocab=256,
+        word_vocab=segmenter.num_ids,
+        **{"d_model": 32, "layers": 2, "heads": 2} | VARIANTS[name] | options,
+    )
+    return DynNSIHALanguageModel(config)
+
+
+def _ids(text: str, segmenter: WordSegmenter) -> tuple[Tensor, Tensor]:
+    return character_ids(text, 256)[None], segmenter.segment(text)[None]
+
+
+@every_variant
+def test_no_output_depends_on_a_later_character(name, text, segmenter):
+    model = _model(name, segmenter)
+    with torch.no_grad():
+        before = model(*_ids(text, segmenter))
+        for position in (1, 16, 47, 48, 97, 150, SEQ_LEN - 1):
+            for tail in ("~" + text[position + 1 :], " (x) "[position % 5] * (SEQ_LEN - position)):
+                if tail[0] == text[position]:
+                    continue
+                after = model(*_ids(text[:position] + tail, segmenter))
+                assert torch.equal(before[:, :position], after[:, :position])
+                assert not torch.equal(before[:, position:], after[:, position:])
+
+
+@every_variant
+def test_full_alignment_fails_that_check(name, text, segmenter):
+    leaking = WordSegmenter.from_dict(segmenter.to_dict() | {"alignment": "full"})
+    word = re.search(r"\w{4,}", text[40:])
+    position = 40 + word.end() - 1
+    model = _model(name, segmenter)
+    with torch.no_grad():
+        before = model(*_ids(text, leaking))
+        after = model(*_ids(text[:position] + "~" + text[position + 1 :], leaking))
+    assert not torch.equal(before[:, :position], after[:, :position])
+
+
+@every_variant
+def test_the_words_reach_the_output(name, text, segmenter):
+    model = _model(name, segmenter)
+    chars, words = _ids(text, segmenter)
+    assert not torch.equal(model(chars, words), model(chars, torch.zeros_like(words)))
+
+
+@every_variant
+def test_loss_reaches_every_parameter(name, text, segmenter):
+    model = _model(name, segmenter)
+    loss = model.loss(*_ids(text, segmenter))
+    assert float(loss.detach()) == pytest.approx(math.log(256), abs=0.6)
+    loss.backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_loss_is_the_mean_surprise_of_the_next_character(text, segmenter):
+    model = _model("dynsiha", segmenter)
+    chars, words = _ids(text[:9], segmenter)
+    logits = model(chars, words)[0].detach().double()
+    surprise = [float(torch.logsumexp(logits[t], 0) - logits[t, chars[0, t + 1]]) for t in range(8)]
+    loss = float(model.loss(chars, words).detach())
+    assert loss == pytest.approx(sum(surprise) / 8, rel=1e-5)
+    with pytest.raises(ValueError, match="seq_len=1: a next character needs at least 2"):
+        model.loss(chars[:, :1], words[:, :1])
+
+
+@every_variant
+def test_training_lowers_the_loss(name, text, segmenter):
+    model = _model(name, segmenter)
+    ids = _ids(text, segmenter)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = model.loss(*ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@every_variant
+def test_activation_checkpointing_repeats_the_gradients(name, text, segmenter):
+    gradients = []
+    for recompute in (False, True):
+        model = _model(name, segmenter, activation_checkpointing=recompute)
+        loss = model.loss(*_ids(text, segmenter))
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_activation_checkpointing_keeps_fewer_activations(text, segmenter):
+    kept = []
+    for recompute in (False, True):
+        model = _model("dynsiha", segmenter, activation_checkpointing=recompute)
+        count = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal count
+            count += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.loss(*_ids(text, segmenter))
+        kept.append(count)
+    assert kept[1] < kept[0] / 2
+
+
+@every_variant
+def test_bfloat16_autocast_trains(name, text, segmenter):
+    model = _model(name, segmenter)
+    ids = _ids(text, segmenter)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(*ids)
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert float(loss.detach()) == pytest.approx(float(model.loss(*ids).detach()), abs=0.1)
+
+
+@every_variant
+def test_float32_follows_float64(name, text, segmenter):
+    model = _model(name, segmenter)
+    ids = _ids(text, segmenter)
+    single = model(*ids)
+    torch.testing.assert_close(single.double(), model.double()(*ids), rtol=1e-3, atol=1e-3)
+
+
+@every_variant
+def test_state_dict_round_trip(name, text, segmenter):
+    source, target = _model(name, segmenter), _model(name, segmenter)
+    torch.nn.init.normal_(source.logits.weight)
+    target.load_state_dict(source.state_dict())
+    ids = _ids(text, segmenter)
+    assert torch.equal(source(*ids), target(*ids))
+
+
+@every_variant
+def test_routing_of_every_block(name, text, segmenter):
+    model = _model(name, segmenter)
+    ids = _ids(text, segmenter)
+    logits, routings = model(*ids, return_routing=True)
+    assert torch.equal(logits, model(*ids))
+    assert len(routings) == 2
+    for routing in routings:
+        assert (routing.qkv is None) is (name == "nsa")
+        assert (routing.attention is None) is (name == "dynsiha")
+
+
+def test_texts_of_a_batch_do_not_mix(text, segmenter):
+    model = _model("dynnsiha hybrid", segmenter).double()
+    first, second = _ids(text, segmenter), _ids(text[::-1], segmenter)
+    together = model(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
+    torch.testing.assert_close(together[:1], model(*first))
+    torch.testing.assert_close(together[1:], model(*second))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "flash"}, r"attention='flash': must be one of"),
+        ({"layers": 0}, r"layers=0: must be at least 1"),
+        ({"feed_forward_width": -1}, r"feed_forward_width=-1: must be at least 1"),
+    ],
+)
+def test_bad_configurations_name_the_fix(options, message):
+    with pytest.raises(ValueError, match=message):
+        DynNSIHAConfig(char_vocab=256, word_vocab=10, **options)
+
+
+def test_a_small_char_table_is_named(text, segmenter):
+    config = DynNSIHAConfig(char_vocab=64, word_vocab=segmenter.num_ids, d_model=32, layers=1)
+    with pytest.raises(ValueError, match="raise char_vocab"):
+        DynNSIHALanguageModel(config)(*_ids(text, segmenter))
+
+
+def test_public_names_exist_and_load_when_used():
+    import dynnsiha
+
+    for name in dynnsiha.__all__:
+        assert getattr(dynnsiha, name).__name__ == name
+    assert set(dynnsiha.__all__) <= set(dir(dynnsiha))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = dynnsiha.Nothing
+    program = "import sys, dynnsiha; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_architecture_pages_example_runs(capsys):
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    example = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(example[1], str(page), "exec"), {})
+    assert "loss" in capsys.readouterr().out

@@ -1,0 +1,52 @@
+"""Rotary positions against complex multiplication."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dynnsiha.synthesis import apply_rotary, rotary_tables
+
+
+def test_equals_multiplication_by_complex_phases():
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64)
+    positions = torch.tensor([0, 1, 7, 100, 4096])
+    turned = apply_rotary(x, *rotary_tables(positions, 8, dtype=torch.float64))
+    frequency = torch.tensor([10_000 ** (-i / 4) for i in range(4)], dtype=torch.float64)
+    phase = torch.polar(torch.ones(5, 4, dtype=torch.float64), positions[:, None] * frequency)
+    expected = torch.complex(x[..., :4], x[..., 4:]) * phase[None, :, None]
+    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), dim=-1))
+    assert torch.equal(turned[:, 0], x[:, 0])
+
+
+def test_products_depend_on_the_distance_alone():
+    q, k = torch.randn(2, 1, 6, 2, 16, dtype=torch.float64)
+    logits = []
+    for start in (0, 1000):
+        tables = rotary_tables(torch.arange(start, start + 6), 16, dtype=torch.float64)
+        logits.append(
+            torch.einsum("bqhd,bkhd->bhqk", apply_rotary(q, *tables), apply_rotary(k, *tables))
+        )
+    torch.testing.assert_close(*logits)
+    assert not torch.allclose(logits[0], torch.einsum("bqhd,bkhd->bhqk", q, k))
+
+
+def test_each_sequence_may_have_its_own_positions():
+    x = torch.randn(2, 4, 1, 8)
+    positions = torch.tensor([[0, 1, 2, 3], [9, 10, 11, 12]])
+    together = apply_rotary(x, *rotary_tables(positions, 8))
+    for row in range(2):
+        alone = apply_rotary(x[row : row + 1], *rotary_tables(positions[row], 8))
+        assert torch.equal(together[row : row + 1], alone)
+
+
+def test_far_positions_stay_apart_in_bfloat16():
+    x = torch.ones(1, 2, 1, 8, dtype=torch.bfloat16)
+    turned = apply_rotary(x, *rotary_tables(torch.tensor([131_071, 131_072]), 8))
+    assert turned.dtype == torch.bfloat16
+    assert not torch.equal(turned[:, 0], turned[:, 1])
+
+
+def test_odd_width_is_refused():
+    with pytest.raises(ValueError, match="head_dim=7"):
+        rotary_tables(torch.arange(3), 7)
