@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -227,6 +228,12 @@ def test_gates_start_with_the_sliding_branch(kind):
     assert torch.allclose(total, torch.ones_like(total)) is (kind == "softmax")
 
 
+def test_an_unknown_kind_of_gates_is_named() -> None:
+    kind: Any = "tanh"
+    with pytest.raises(ValueError, match="gates='tanh': must be 'sigmoid' or 'softmax'"):
+        DynNSIHA(WIDTH, gates=kind)
+
+
 def test_softmax_gates_give_absent_branches_nothing():
     gates = BranchGates(WIDTH, 2, "softmax", ("compressed", "sliding"))(_input())
     assert torch.equal(gates[..., 1], torch.zeros_like(gates[..., 1]))
@@ -333,10 +340,6 @@ def test_projections_have_the_layouts_width():
         (lambda: NativeSparseAttention(WIDTH, 4, 3), r"kv_heads=3: must divide q_heads=4"),
         (lambda: DynSIHA(WIDTH, 4, 0), r"kv_heads=0: must be at least 1"),
         (lambda: DynSIHA(WIDTH, 2, head_dim=5), r"head_dim=5: rotary .* rotary_base=None"),
-        (
-            lambda: BranchGates(WIDTH, 1, **{"kind": "tanh"}),
-            r"gates='tanh': must be 'sigmoid' or 'softmax'",
-        ),
     ],
 )
 def test_bad_arguments_name_the_fix(make, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,20 @@ def blockwise(
     return out, NSAAux(indices, counts, lse, "blockwise")
 
 
+def _own_precision(method: Any) -> Any:
+    """Run outside autocast: each product below chooses its dtypes itself."""
+
+    @functools.wraps(method)
+    def run(ctx: Any, first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return method(ctx, first, *rest)
+
+    return run
+
+
 class _Blockwise(torch.autograd.Function):
     @staticmethod
+    @_own_precision
     def forward(
         ctx: Any,
         q: Tensor,
@@ -99,6 +112,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @_own_precision
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem
         q, k, v, k_cmp, v_cmp, gates, o_slc, lse, shared, private = ctx.saved_tensors

@@ -9,6 +9,8 @@ from dynnsiha import NSAConfig
 from dynnsiha.attention import native_sparse_attention
 from dynnsiha.attention.blockwise import operands as blockwise_operands
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 CONFIGS = {
     "exact": NSAConfig(),
     "paper": NSAConfig.paper(),
@@ -35,10 +37,11 @@ def operands(seq_len, q_heads, kv_heads, head_dim, batch=1, dtype=torch.float64,
     gen = torch.Generator().manual_seed(seed)
     shapes = [(q_heads, head_dim), (kv_heads, head_dim), (kv_heads, head_dim), (q_heads, head_dim)]
     q, k, v, grad = (
-        torch.randn(batch, seq_len, *s, generator=gen, dtype=torch.float64).to(dtype)
+        torch.randn(batch, seq_len, *s, generator=gen, dtype=torch.float64).to(DEVICE, dtype)
         for s in shapes
     )
-    gates = torch.rand(batch, seq_len, q_heads, 3, generator=gen, dtype=torch.float64).to(dtype)
+    gates = torch.rand(batch, seq_len, q_heads, 3, generator=gen, dtype=torch.float64)
+    gates = gates.to(DEVICE, dtype)
     return [x.requires_grad_() for x in (q, k, v, gates)], grad
 
 
@@ -93,8 +96,8 @@ def test_equals_the_reference_for_any_width(head_dim):
 @pytest.mark.parametrize("name", ["exact", "hybrid", "aggregate", "odd"])
 def test_small_steps_and_chunks_change_nothing(name, monkeypatch):
     """Budgets so small that one call takes many chunks of heads and queries, and many steps."""
-    monkeypatch.setitem(blockwise_operands._STEP_ELEMENTS, "cpu", 1 << 12)
-    monkeypatch.setitem(blockwise_operands._PARTIAL_BYTES, "cpu", 1 << 15)
+    monkeypatch.setitem(blockwise_operands._STEP_ELEMENTS, DEVICE, 1 << 12)
+    monkeypatch.setitem(blockwise_operands._PARTIAL_BYTES, DEVICE, 1 << 15)
     assert_same(500, 4, 2, 8, CONFIGS[name], batch=2)
 
 
@@ -108,10 +111,11 @@ def test_given_lists_are_used_as_they_are(name):
     def some(length, step, blocks):
         own = torch.arange(0, length * step, step)[None, :, None, None] // 64
         picked = torch.randint(0, 2, (1, length, 2, len(blocks)), generator=gen) * 2 - 1
-        return torch.where((picked > 0) & (torch.tensor(blocks) <= own), torch.tensor(blocks), -1)
+        seen = (picked > 0) & (torch.tensor(blocks) <= own)
+        return torch.where(seen, torch.tensor(blocks), -1).int().to(DEVICE)
 
-    shared = some(tiles, config.query_tile, [0, 2, 4]).int()
-    private = some(300, 1, [1, 3]).int()
+    shared = some(tiles, config.query_tile, [0, 2, 4])
+    private = some(300, 1, [1, 3])
     given = shared if name == "exact" else (shared, private)
     expected, aux, grads = run(inputs, grad, config, "reference", block_indices=given)
     out, own_aux, own_grads = run(inputs, grad, config, "blockwise", block_indices=given)
@@ -160,7 +164,7 @@ def test_summaries_can_come_from_outside(backend):
     inputs, grad = operands(200, 2, 1, 8)
     gen = torch.Generator().manual_seed(5)
     made = [torch.randn(1, 3, 1, 8, generator=gen, dtype=torch.float64) for _ in range(2)]
-    k_cmp, v_cmp = (x.requires_grad_() for x in made)
+    k_cmp, v_cmp = (x.to(DEVICE).requires_grad_() for x in made)
     options = {"k_cmp": k_cmp, "v_cmp": v_cmp}
     out = native_sparse_attention(*inputs, NSAConfig(), backend=backend, **options)
     expected = native_sparse_attention(*inputs, NSAConfig(), backend="reference", **options)
@@ -181,7 +185,7 @@ def test_nothing_leaks_from_the_future(backend, name, cut):
     before = native_sparse_attention(q, k, v, gates, CONFIGS[name], backend=backend)
     changed = [x.detach().clone() for x in (q, k, v, gates)]
     for x in changed:
-        x[:, cut:] = torch.rand(x[:, cut:].shape, generator=torch.Generator().manual_seed(9))
+        x[:, cut:] = torch.rand(x[:, cut:].shape, generator=torch.Generator().manual_seed(9)).to(x)
     after = native_sparse_attention(*changed, CONFIGS[name], backend=backend)
     assert torch.equal(before[:, :cut], after[:, :cut])
     assert not torch.equal(before[:, cut:], after[:, cut:])

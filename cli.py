@@ -1,0 +1,423 @@
+"""The command line ``dynbench``: parses, calls, prints. What it prints is built elsewhere.
+
+Heavy packages are imported inside the commands: ``dynbench --help`` and ``dynbench list`` load
+neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dynbench.dashboards import terminal
+from dynbench.harness import run as runner
+from dynbench.harness import store, sweep
+from dynbench.harness.case import Case
+from dynbench.harness.predict import Predictor
+from dynbench.harness.schema import Status
+from dynbench.suites import request
+from dynbench.suites.catalog import PROVIDERS, SUITES
+from dynbench.suites.plan import WINDOW, PlanOptions, plan
+from dynbench.suites.shapes import SHAPES, UsageError, unknown
+from dynbench.suites.work import case_work
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+
+EXIT_USAGE, EXIT_INVALID_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 4, 70, 130
+PREPARE = "dynbench.suites.prepare:prepare"
+QUICK_BUDGET = "1m"
+PIPE_WIDTH = 160  # columns of a table that goes to no terminal
+
+app = typer.Typer(
+    name="dynbench",
+    help="Measure attention: DynNSIHA beside SDPA, FlashAttention, NSA and DynSIHA.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or DYNBENCH_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Options of every command; ``main`` reads --debug wherever it stands."""
+
+
+def main() -> None:
+    """Entry point: run the app, and turn every exception into one line and an exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("DYNBENCH_DEBUG"))
+    try:
+        code = app(args=arguments or ["--help"], prog_name="dynbench", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe (`head`) has gone: no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("dynbench: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, line = _explain(error)
+        print(f"dynbench: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and message of an exception."""
+    if isinstance(error, (UsageError, sweep.SweepError, store.OutputError)):
+        return EXIT_USAGE, str(error)
+    if isinstance(error, store.StoreError):
+        return EXIT_INVALID_DATA, str(error)
+    if hasattr(error, "format_message"):  # the parser's own, whose classes differ between versions
+        return EXIT_USAGE, error.format_message()
+    return EXIT_INTERNAL, (
+        f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
+    )
+
+
+def _option(panel: str, flag: str, help_: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(flag, help=help_, metavar=metavar, rich_help_panel=panel, **more)
+
+
+_WORK, _SHAPE, _HOW, _FILES = "What to measure", "Shape and settings", "How", "Files"
+_SEQ = "Lengths: 8k..128k (doubling), 8k..128k:x4, 8k..128k:+8k or 8k,12k."
+_SUITE = "attention (q, k, v to o) or layer (x to y)."
+_PROVIDERS = "Comma list of providers and variants (dynbench list)."
+_OWN = "A Python file with attention(q, k, v), measured beside the others; repeatable."
+_PASS = "Comma list of forward, backward and forward_backward."
+_SPARSITY = "Shares of the causal pairs to leave out; each solves --top-n."
+_INPUTS = "normal, or text in suite layer."
+_SHAPES = "Comma list of head shapes (dynbench list), or the next three options."
+_KV_HEADS = "Key/value heads; as many as query heads if not given."
+_MODEL_DIM = "Width of the residual stream in suite layer."
+_TOP_N = "Blocks per query; 16 if not given."
+_WINDOW = "Keys of the sliding branch."
+_TILE = "Queries that share a block list (R): comma list of numbers and auto."
+_PRIVATE = "Blocks that a query adds to a shared list (m): comma list."
+_DTYPE = "float32, float16 or bfloat16."
+_DEVICE = "cpu or cuda; the GPU if there is one."
+_TIMEOUT = "Limit of one case."
+_BUDGET = "Time for the whole run; cases that do not fit are skipped and say so."
+_QUICK = "Few samples, and a budget of a minute unless --budget says otherwise."
+_ISOLATE = "A process of its own for every case."
+_DRY_RUN = "Print the cases and the predicted time, measure nothing."
+_CONFIG = "TOML file with the same options; the command line wins."
+_OUT = "Folder for runs (results/local if there is a folder results, else dynbench-results)."
+_RESUME = "Measure what is missing in the newest run in --out (or the run that --out names)."
+_RUN = "A run's folder or name, or a parquet file; the newest run if not given."
+_RUNS = "Run folders, parquet files, folders of runs, or names of runs; the newest run if none."
+_PAGE = "The page; report.html in the (first) run's folder if not given."
+_BASELINE = "Provider that speed-ups refer to."
+_FILTER = "Comma list: only these rows."
+
+Text = str | None
+Number = int | None
+
+
+def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make a config file's values the command's defaults, so that the command line wins."""
+    if path is not None:
+        options = {max(p.opts, key=len).removeprefix("--"): p for p in ctx.command.params}
+        known = {
+            name: bool(getattr(p, "multiple", False))
+            for name, p in options.items()
+            if name not in ("config", "help")
+        }
+        values = request.read_config(path, known)
+        ctx.default_map = {str(options[name].name): value for name, value in values.items()}
+    return path
+
+
+@app.command(help="Measure a sweep: one row for every case, whatever happens to it.")
+def run(
+    seq: Annotated[str, _option(_WORK, "--seq", _SEQ, "SWEEP")] = "8k..128k",
+    suite: Annotated[str, _option(_WORK, "--suite", _SUITE)] = "attention",
+    providers: Annotated[Text, _option(_WORK, "--providers", _PROVIDERS, "LIST")] = None,
+    own: Annotated[list[Path] | None, _option(_WORK, "--provider-file", _OWN, "FILE")] = None,
+    passes: Annotated[Text, _option(_WORK, "--pass", _PASS, "LIST")] = None,
+    sparsity: Annotated[Text, _option(_WORK, "--sparsity", _SPARSITY, "LIST")] = None,
+    inputs: Annotated[Text, _option(_WORK, "--inputs", _INPUTS)] = None,
+    seed: Annotated[int, _option(_WORK, "--seed", "Seed of inputs and parameters.")] = 0,
+    shape: Annotated[Text, _option(_SHAPE, "--shape", _SHAPES, "LIST")] = None,
+    q_heads: Annotated[Number, _option(_SHAPE, "--q-heads", "Query heads.")] = None,
+    kv_heads: Annotated[Number, _option(_SHAPE, "--kv-heads", _KV_HEADS)] = None,
+    head_dim: Annotated[Number, _option(_SHAPE, "--head-dim", "Width of a head.")] = None,
+    model_dim: Annotated[Number, _option(_SHAPE, "--model-dim", _MODEL_DIM)] = None,
+    batch: Annotated[Number, _option(_SHAPE, "--batch", "Sequences in a batch.")] = None,
+    top_n: Annotated[Number, _option(_SHAPE, "--top-n", _TOP_N)] = None,
+    window: Annotated[int, _option(_SHAPE, "--window", _WINDOW)] = WINDOW,
+    query_tile: Annotated[Text, _option(_SHAPE, "--query-tile", _TILE, "LIST")] = None,
+    private_blocks: Annotated[Text, _option(_SHAPE, "--private-blocks", _PRIVATE, "LIST")] = None,
+    dtype: Annotated[Text, _option(_SHAPE, "--dtype", _DTYPE)] = None,
+    device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
+    timeout: Annotated[str, _option(_HOW, "--timeout", _TIMEOUT, "TIME")] = "10m",
+    budget: Annotated[Text, _option(_HOW, "--budget", _BUDGET, "TIME")] = None,
+    quick: Annotated[bool, _option(_HOW, "--quick", _QUICK)] = False,
+    isolate: Annotated[bool, _option(_HOW, "--isolate", _ISOLATE)] = False,
+    dry_run: Annotated[bool, _option(_HOW, "--dry-run", _DRY_RUN)] = False,
+    config: Annotated[
+        Path | None,
+        _option(_FILES, "--config", _CONFIG, "FILE", callback=_load_config, is_eager=True),
+    ] = None,
+    out: Annotated[Path | None, _option(_FILES, "--out", _OUT, "FOLDER")] = None,
+    resume: Annotated[bool, _option(_FILES, "--resume", _RESUME)] = False,
+) -> None:
+    own = own or []
+    seq_lens = tuple(sweep.parse_lengths(seq))
+    limit = QUICK_BUDGET if quick and budget is None else budget
+    options = runner.RunOptions(
+        timeout_s=request.parse_duration_s(timeout, "--timeout"),
+        isolate=isolate,
+        budget_s=None if limit is None else request.parse_duration_s(limit, "--budget"),
+        quick=quick,
+        provider_files=tuple(str(path) for path in own),
+        command_for=lambda case: request.repeat_command(case, own),
+    )
+    shares = sweep.parse_floats(sparsity, 0, 1, name="--sparsity") if sparsity is not None else ()
+    chosen = request.choose_device(device)
+    wanted = PlanOptions(
+        seq_lens=seq_lens,
+        device=chosen,
+        suite=suite,
+        providers=request.parse_names(providers, "--providers"),
+        passes=request.parse_names(passes, "--pass"),
+        shapes=request.choose_shapes(shape, q_heads, kv_heads, head_dim, chosen),
+        dtype=dtype,
+        batch=batch,
+        model_dim=model_dim,
+        top_n=top_n,
+        window=window,
+        query_tiles=request.parse_tiles(query_tile),
+        private_blocks=request.parse_numbers(private_blocks, "--private-blocks"),
+        sparsities=tuple(shares),
+        inputs=inputs,
+        seed=seed,
+        provider_files=tuple(own),
+    )
+    cases = plan(wanted)
+    root = store.check_output_root(out or _default_root())
+    if dry_run:
+        _print_plan(cases, quick)
+    else:
+        _measure(cases, options, root, resume=resume, chose_cpu=device is None and chosen == "cpu")
+
+
+def _default_root() -> Path:
+    return Path("results/local") if Path("results").is_dir() else Path("dynbench-results")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit with 1, which means a regression
+            raise BrokenPipeError
+
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return PipeConsole(width=width, markup=False, highlight=False)
+
+
+def _predictor(quick: bool) -> Predictor:
+    return Predictor(lambda case: case_work(case).flops, sample_s=0.5 if quick else 3.0)
+
+
+def _print_plan(cases: Sequence[Case], quick: bool) -> None:
+    predictor = _predictor(quick)
+    seconds = [predictor.case_seconds(case) for case in cases]
+    columns = [case.columns() for case in cases]
+    _console().print(terminal.plan_table(columns, seconds))
+    print(f"{len(cases)} cases, predicted: {terminal.duration_text(sum(seconds))}")
+
+
+def _writer(root: Path, resume: bool) -> store.RunWriter:
+    """A new run under ``root``; or the newest one there (``root`` itself, if it is a run)."""
+    if not resume:
+        return store.RunWriter.create(root, shlex.join(["dynbench", *sys.argv[1:]]))
+    runs = store.list_runs(root)
+    if not runs:
+        raise UsageError(f"--resume: no run in {root}; leave --resume out, or name its --out")
+    return store.RunWriter.resume(runs[-1].path)
+
+
+def _measure(
+    cases: Sequence[Case], options: runner.RunOptions, root: Path, *, resume: bool, chose_cpu: bool
+) -> None:
+    """Run the cases into a run under ``root``, showing progress, then its rows and its path."""
+
+    console = _console()
+    with _writer(root, resume) as writer, terminal.RunDisplay(console) as display:
+        if chose_cpu:
+            display.say(f"No GPU here: measuring on the CPU: {request.describe(cases)}")
+        try:
+            runner.run_cases(
+                cases,
+                writer,
+                prepare=PREPARE,
+                options=options,
+                predictor=_predictor(options.quick),
+                on_event=lambda event: _show(display, event),
+            )
+        except KeyboardInterrupt:
+            kept = f"{writer.path} keeps every finished row, --resume goes on"
+            print(f"dynbench: interrupted: {kept}", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    frame, _ = _read([writer.path])
+    console.print(terminal.rows_table(frame))
+    print(f"Run: {writer.path} (dynbench report {writer.path} draws it)")
+    if not (frame["status"] == "ok").any():
+        raise typer.Exit(EXIT_INVALID_DATA)
+
+
+def _show(display: terminal.RunDisplay, event: runner.Event) -> None:
+    match event:
+        case runner.RunStarted(total, already_done, predicted_s):
+            display.run_started(total, already_done, predicted_s)
+        case runner.CaseStarted(case, seconds_left=seconds_left):
+            display.case_started(case.label, seconds_left)
+        case runner.StageStarted(case, stage):
+            display.stage_started(f"{case.label}: {stage}")
+        case runner.RowFinished(row=row, done=done, seconds_left=seconds_left):
+            display.row_finished(row, done, seconds_left)
+
+
+def _read(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """All rows under the paths, and what was skipped: that is named; exit 4 if nothing is left."""
+    frame, problems = store.read_runs(paths)
+    for problem in problems:
+        print(f"dynbench: skipped: {problem}", file=sys.stderr)
+    if frame.empty:
+        print("dynbench: no rows are left", file=sys.stderr)
+        raise typer.Exit(EXIT_INVALID_DATA)
+    return frame, problems
+
+
+def _run_paths(names: Sequence[str]) -> list[Path]:
+    """Paths of the runs named, as paths or as names under the default root; the newest if none."""
+    root = _default_root()
+    if not names:
+        runs = store.list_runs(root)
+        if not runs:
+            raise UsageError(f"no run in {root}: make one with dynbench run, or name its folder")
+        return [runs[-1].path]
+    paths = [next((p for p in (Path(name), root / name) if p.exists()), None) for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if missing:
+        raise UsageError(f"no run {missing[0]!r}: it is neither a path nor a run in {root}")
+    return [path for path in paths if path is not None]
+
+
+@app.command(help="Print the rows of a run.")
+def show(
+    run_name: Annotated[Text, typer.Argument(metavar="[RUN]", help=_RUN)] = None,
+    provider: Annotated[Text, typer.Option(help=_FILTER, metavar="LIST")] = None,
+    passes: Annotated[Text, typer.Option("--pass", help=_FILTER, metavar="LIST")] = None,
+    status: Annotated[Text, typer.Option(help=_FILTER, metavar="LIST")] = None,
+    baseline: Annotated[str, typer.Option(help=_BASELINE)] = "sdpa",
+    json: Annotated[bool, typer.Option("--json", help="All columns, as a JSON array.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="All columns, as CSV.")] = False,
+) -> None:
+    frame, _ = _read(_run_paths([run_name] if run_name else []))
+    _check_baseline(frame, baseline)
+    chosen = frame
+    for column, text in {"provider": provider, "pass": passes, "status": status}.items():
+        names = request.parse_names(text, f"--{column}")
+        known = sorted({*frame[column], *(Status if column == "status" else ())})
+        for name in names or ():
+            if name not in known:
+                raise UsageError(unknown(column, name, known))
+        chosen = chosen[chosen[column].isin(names)] if names else chosen
+    if json:
+        print(chosen.to_json(orient="records", indent=2, double_precision=15))
+    elif csv:
+        print(chosen.to_csv(index=False), end="")
+    else:
+        _console().print(terminal.rows_table(chosen, baseline=baseline, among=frame))
+
+
+@app.command(help="Write one self-contained HTML page about runs, and print its path.")
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)] = None,
+    out: Annotated[Path | None, typer.Option(help=_PAGE, metavar="FILE")] = None,
+    baseline: Annotated[str, typer.Option(help=_BASELINE)] = "sdpa",
+) -> None:
+    from dynbench.dashboards.report import write_report
+
+    paths = _run_paths(runs or [])
+    page = out or (paths[0] if paths[0].is_dir() else paths[0].parent) / "report.html"
+    store.check_output_root(page.parent)
+    if page.is_dir():
+        raise UsageError(f"--out {page}: is a folder; name a file in it, such as report.html")
+    frame, problems = _read(paths)
+    _check_baseline(frame, baseline)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        print(write_report(frame, page, baseline=baseline, problems=problems))
+    except OSError as error:
+        raise UsageError(f"--out {page}: {error.strerror}; name another file") from None
+
+
+def _check_baseline(frame: pd.DataFrame, baseline: str) -> None:
+    """A baseline that no row has is a slip, unless it is the default."""
+    known = sorted(set(frame["provider"]))
+    if baseline != "sdpa" and baseline not in known:
+        raise UsageError(unknown("baseline", baseline, known))
+
+
+@app.command("list", help="Print the suites, providers and shapes that run takes.")
+def list_() -> None:
+    suites = [(s.name, ", ".join(s.passes), s.summary) for s in SUITES.values()]
+    providers = [
+        (name, " ".join(f":{v}" for v in p.variants), _needs(p.devices, p.packages), p.summary)
+        for name, p in PROVIDERS.items()
+    ]
+    shapes = [
+        (s.name, f"{s.q_heads}/{s.kv_heads}/{s.head_dim}", str(s.batch), s.summary)
+        for s in SHAPES.values()
+    ]
+    _print_tables(
+        terminal.text_table(("suite", "passes", ""), suites),
+        terminal.text_table(("provider", "variants", "needs", ""), providers),
+        terminal.text_table(("shape", "H/K/D", "batch", ""), shapes),
+    )
+
+
+def _needs(devices: Sequence[str], packages: Sequence[str]) -> str:
+    gpu = [] if "cpu" in devices else ["a GPU"]
+    return ", ".join([*gpu, *([" or ".join(packages)] if packages else [])])
+
+
+@app.command(help="Print the device and the versions here, and which providers can run.")
+def doctor() -> None:
+    from dynbench.harness.machine import available_memory_bytes, machine_facts
+    from dynbench.suites.availability import availability, optional_packages
+
+    device = request.choose_device(None)
+    facts = {"device": device, **machine_facts(device)}
+    facts["available_memory_bytes"] = available_memory_bytes()
+    rows = [
+        (found.name, "no" if found.problem else "yes", found.problem or found.version)
+        for found in (*availability(device), *optional_packages())
+    ]
+    providers = terminal.text_table(("provider or package", "runs here", ""), rows)
+    _print_tables(terminal.facts_table(facts), providers)
+
+
+def _print_tables(*tables: Table) -> None:
+    console = _console()
+    for index, table in enumerate(tables):
+        console.print(*[""] * (index > 0), table)

@@ -1,0 +1,477 @@
+"""The command line as its users meet it: real runs at tiny sizes, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dynbench import cli
+from dynbench.suites.plan import PlanOptions, plan
+from dynbench.suites.request import repeat_command
+from dynbench.suites.shapes import SHAPES, Shape
+
+README = Path(__file__).parents[1] / "README.md"
+TINY = ("run", "--device", "cpu", "--quick", "--providers", "sdpa,dynnsiha", "--query-tile", "16")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def dynbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from dynbench.cli import main; main()", *arguments]
+
+
+def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """Run the entry point in this process: exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["dynbench", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    output = capsys.readouterr()
+    return int(stop.value.code or 0), output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with one finished run in it, made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = dynbench(*TINY, "--seq", "128,256", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "4 cases, predicted: " in done.stdout
+    assert "[4/4] attention/dynnsiha forward T=256 R=16 m=2: " in done.stdout
+    assert "Run: dynbench-results/" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def inside(folder: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "dynbench-results").iterdir()
+    return found
+
+
+# Start-up
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], []])
+def test_help_and_list_load_nothing_heavy(arguments, tmp_path):
+    script = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from dynbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: code = stop.code or 0\n"
+        "heavy = sorted({'torch', 'pandas', 'pyarrow', 'plotly', 'scipy'} & set(sys.modules))\n"
+        "print(code, heavy, time.perf_counter() - began, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    code, heavy, seconds = re.fullmatch(r"(\S+) (\[.*\]) (\S+)\n", done.stderr).groups()
+    assert (code, heavy) == ("0", "[]")
+    assert float(seconds) < 1.0
+    assert "attention" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_names_what_run_takes(monkeypatch, capsys):
+    code, out, _ = invoke(monkeypatch, capsys, "list")
+    assert code == 0
+    for name in ("attention", "layer", "sdpa", ":cudnn", "flash-attn", "dynnsiha", "64/4/128"):
+        assert name in out
+
+
+def test_doctor_says_what_runs_and_how_to_get_the_rest(monkeypatch, capsys):
+    code, out, _ = invoke(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert re.search(r"^torch version +2", out, re.MULTILINE)
+    assert re.search(r"^sdpa +yes +torch", out, re.MULTILINE)
+    assert re.search(r"^dynnsiha +yes", out, re.MULTILINE)
+    assert re.search(r"^flash +(yes|no +\S.*)", out, re.MULTILINE)
+    assert re.search(r"^jieba +(yes|no +not installed.*pip install)", out, re.MULTILINE)
+
+
+# A run, and what reads it
+
+
+def test_show_prints_rows_and_filters_them(inside, monkeypatch, capsys):
+    code, out, _ = invoke(monkeypatch, capsys, "show")
+    assert code == 0
+    assert len(re.findall(r"^sdpa +forward", out, re.MULTILINE)) == 2
+    code, out, _ = invoke(monkeypatch, capsys, "show", "--provider", "dynnsiha")
+    assert not re.search(r"^sdpa ", out, re.MULTILINE)
+    assert len(re.findall(r"\d×", out)) == 2  # the speed-up still refers to the rows left out
+
+
+def test_show_json_has_every_column(inside, monkeypatch, capsys):
+    name = run_folder(inside).name
+    code, out, _ = invoke(monkeypatch, capsys, "show", name, "--json", "--status", "ok")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["seq_len"] for row in rows] == [128, 128, 256, 256]
+    assert all(row["run_id"] == name and len(row["samples_ms"]) >= 2 for row in rows)
+    assert rows[0]["command"].startswith("dynbench run --suite attention --providers sdpa ")
+
+
+def test_the_command_of_a_row_repeats_it(inside, monkeypatch, capsys):
+    _, out, _ = invoke(monkeypatch, capsys, "show", "--json")
+    for row in json.loads(out):
+        arguments = shlex.split(row["command"])[1:]
+        _, planned, _ = invoke(monkeypatch, capsys, *arguments, "--dry-run")
+        assert re.findall(r"^[0-9a-f]{16}", planned, re.MULTILINE) == [row["case_id"]]
+
+
+def test_show_csv(inside, monkeypatch, capsys):
+    _, out, _ = invoke(monkeypatch, capsys, "show", "--csv")
+    header, *lines = out.splitlines()
+    assert header.startswith("run_id,case_id,workload_id")
+    assert len(lines) == 4
+
+
+def test_report_writes_a_page_and_prints_its_path(inside, monkeypatch, capsys):
+    code, out, _ = invoke(monkeypatch, capsys, "report")
+    page = Path(out.strip())
+    assert code == 0
+    assert page == Path("dynbench-results") / run_folder(inside).name / "report.html"
+    assert "dynnsiha" in page.read_text(encoding="utf-8")
+    code, out, _ = invoke(monkeypatch, capsys, "report", "--out", "pages/one.html")
+    assert (code, out) == (0, "pages/one.html\n")
+    assert Path("pages/one.html").stat().st_size > 100_000
+
+
+def test_report_names_and_skips_broken_files(inside, monkeypatch, capsys, tmp_path):
+    parquet = next(run_folder(inside).glob("*.parquet")).read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(parquet[: len(parquet) // 2])
+    page = str(tmp_path / "page.html")
+    torn = str(tmp_path / "torn.parquet")
+    code, _, err = invoke(monkeypatch, capsys, "report", torn, "--out", page)
+    assert code == 4
+    assert "torn.parquet" in err
+    assert not Path(page).exists()
+    good = str(run_folder(inside))
+    code, out, err = invoke(monkeypatch, capsys, "report", torn, good, "--out", page)
+    assert (code, out.strip()) == (0, page)
+    assert len(err.splitlines()) == 1
+    assert "torn.parquet" in err
+
+
+def test_report_skips_another_schema_version(inside, monkeypatch, capsys, tmp_path):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(next(run_folder(inside).glob("*.parquet")))
+    metadata = {**table.schema.metadata, b"dynbench.schema_version": b"999"}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "later.parquet")
+    page = tmp_path / "page.html"
+    later = str(tmp_path / "later.parquet")
+    code, _, err = invoke(monkeypatch, capsys, "report", later, "--out", str(page))
+    assert code == 4
+    assert "later.parquet" in err
+    assert "999" in err
+    assert not page.exists()
+
+
+def test_a_run_without_an_ok_row_ends_with_4(tmp_path):
+    (tmp_path / "wrong.py").write_text("def attention(q, k, v):\n    return q * 0\n")
+    done = dynbench(
+        *("run", "--device", "cpu", "--quick", "--seq", "128"),
+        *("--providers", "wrong", "--provider-file", "wrong.py"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 4
+    assert "incorrect" in done.stdout
+    assert not done.stderr
+
+
+def test_the_readmes_own_kernel_is_measured(tmp_path):
+    """The ten lines that the README shows, run as it says."""
+    (source,) = re.findall(r"```python\n(import torch\n.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "my_kernel.py").write_text(source)
+    done = dynbench(
+        *("run", "--device", "cpu", "--quick", "--seq", "128", "--pass", "forward,backward"),
+        *("--providers", "sdpa,my_kernel", "--provider-file", "my_kernel.py", "--q-heads", "2"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^my_kernel +(forward|backward).*×.* ok *$", done.stdout, re.MULTILINE)
+    assert sorted(rows) == ["backward", "forward"]
+
+
+# Interruptions
+
+SLOW = """
+import os, time
+import torch
+
+def attention(q, k, v):
+    while q.shape[1] == 256 and not os.path.exists("go"):
+        time.sleep(0.05)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_is_resumed(stop, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = ["run", "--device", "cpu", "--quick", "--budget", "10m", "--seq", "128,256,128"]
+    arguments += ["--providers", "slow", "--provider-file", "slow.py", "--out", "runs"]
+    process = subprocess.Popen(
+        command(*arguments), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob("runs/*/rows.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    if stop == signal.SIGINT:
+        assert len(err.splitlines()) == 1
+    before = json.loads(dynbench("show", "runs", "--json", cwd=tmp_path).stdout)
+    assert [(row["seq_len"], row["status"]) for row in before] == [(128, "ok")]
+    (tmp_path / "go").touch()
+    done = dynbench(*arguments, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 case, predicted: " in done.stdout
+    assert "(1 finished before)" in done.stdout
+    after = json.loads(dynbench("show", "runs", "--json", cwd=tmp_path).stdout)
+    assert [(row["seq_len"], row["status"]) for row in after] == [(128, "ok"), (256, "ok")]
+    assert after[0]["started_at"] == before[0]["started_at"]
+    assert len(list(tmp_path.glob("runs/*"))) == 1
+
+
+# Bad input
+
+BAD = {
+    "--seq 8k..4k": "8k..4k",
+    "--seq abc": "abc",
+    "--seq 0": "'0'",
+    "--seq -8k": "-8k",
+    "--providers sdap": "did you mean 'sdpa'",
+    "--providers ,": "--providers",
+    "--suite attentoin": "did you mean 'attention'",
+    "--pass forwad": "did you mean 'forward'",
+    "--shape papr": "did you mean 'paper'",
+    "--dtype bfloat": "did you mean 'bfloat16'",
+    "--device gpu": "gpu",
+    "--out a_file": "a_file",
+    "--out a_file/runs": "a_file",
+    "--sparsity 1.5": "1.5",
+    "--sparsity 1": "1",
+    "--sparsity x": "'x'",
+    "--sparsity 0.5 --top-n 8": "top_n",
+    "--q-heads 6 --kv-heads 4": "kv_heads=4",
+    "--q-heads 0": "q_heads=0",
+    "--head-dim x": "--head-dim",
+    "--shape paper --q-heads 4": "--shape",
+    "--batch 0": "batch=0",
+    "--top-n 1": "top_n=1",
+    "--query-tile 7": "query_tile=7",
+    "--query-tile 1,x": "'x'",
+    "--private-blocks -1": "-1",
+    "--budget soon": "'soon'",
+    "--timeout 0": "'0'",
+    "--provider-file nothing.py": "nothing.py",
+    "--provider-file a_file": "a_file",
+    "--config nothing.toml": "nothing.toml",
+    "--config a_file": "a_file",
+    "--resume": "no run",
+    "--sequence 8k": "No such option",
+    "surplus": "surplus",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_one_line_and_nothing_written(arguments, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a_file").write_text("no TOML")
+    monkeypatch.chdir(tmp_path)
+    words = arguments.split()
+    device = [] if "--device" in words else ["--device", "cpu"]
+    code, out, err = invoke(monkeypatch, capsys, "run", *device, *words)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert BAD[arguments] in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if os.geteuid() == 0:  # root may write anywhere but where the kernel says no
+        locked = Path("/proc/self/runs")
+    else:
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+    code, out, err = invoke(
+        monkeypatch, capsys, "run", "--device", "cpu", "--seq", "128", "--out", str(locked)
+    )
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert str(locked) in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["show", "nothing"], "no run 'nothing'"),
+        (["report", "nothing"], "no run 'nothing'"),
+        (["report", "--out", "."], "is a folder"),
+        (["report", "--out", "dynbench-results/x.html", "--baseline", "sdap"], "'sdpa'"),
+        (["show", "--status", "okay"], "did you mean 'ok'"),
+        (["show", "--provider", "sdap"], "did you mean 'sdpa'"),
+        (["shwo"], "show"),
+    ],
+)
+def test_bad_input_of_readers(arguments, part, inside, monkeypatch, capsys):
+    before = sorted(path.name for path in inside.rglob("*"))
+    code, out, err = invoke(monkeypatch, capsys, *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert part in err
+    assert sorted(path.name for path in inside.rglob("*")) == before
+
+
+def test_readers_without_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("show", "report"):
+        code, _, err = invoke(monkeypatch, capsys, name)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "dynbench run" in err
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_internal_error_is_one_line_unless_debugged(debug, monkeypatch, capsys):
+    def broken(_: str) -> list[int]:
+        raise RuntimeError("planted\nin two lines")
+
+    monkeypatch.delenv("DYNBENCH_DEBUG", raising=False)
+    monkeypatch.setattr(cli.sweep, "parse_lengths", broken)
+    code, _, err = invoke(monkeypatch, capsys, "run", *["--debug"] * debug)
+    assert code == 70
+    assert "internal error: RuntimeError: planted in two lines" in err.splitlines()[-1]
+    assert ("Traceback" in err) == debug
+    assert debug or len(err.splitlines()) == 1
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    line = f"{shlex.join(command('list'))} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+# Options
+
+
+def planned(*arguments: str) -> list[str]:
+    """Case ids that a command line plans."""
+    result = CliRunner().invoke(cli.app, ["run", *arguments, "--dry-run"], catch_exceptions=False)
+    return re.findall(r"^[0-9a-f]{16}", result.stdout, re.MULTILINE)
+
+
+def test_a_config_file_sets_options_and_the_command_line_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "sweep.toml"
+    config.write_text(
+        'seq = "128,256"\nproviders = ["sdpa", "dynnsiha"]\npass = "backward"\n'
+        'query-tile = [1, 16]\ndevice = "cpu"\nq_heads = 2\nsparsity = [0.5, 0.75]\nquick = true\n'
+    )
+    flags = ["--seq", "128,256", "--providers", "sdpa,dynnsiha", "--pass", "backward"]
+    flags += ["--query-tile", "1,16", "--device", "cpu", "--q-heads", "2", "--sparsity", "0.5,0.75"]
+    assert planned("--config", str(config)) == planned(*flags)
+    assert planned("--config", str(config), "--seq", "512") == planned(*flags, "--seq", "512")
+    assert len(planned("--config", str(config))) > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("sec = '8k'", "did you mean 'seq'"),
+        ("[seq]\na = 1", "not a table"),
+        ("seq = ", "Invalid value"),
+    ],
+)
+def test_a_bad_config_file(text, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.toml").write_text(text)
+    code, out, err = invoke(monkeypatch, capsys, "run", "--config", "sweep.toml")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert part in err
+
+
+def test_dry_run_predicts_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = invoke(monkeypatch, capsys, "run", "--device", "cpu", "--dry-run")
+    assert code == 0
+    assert re.search(r"^25 cases, predicted: \d+ min$", out, re.MULTILINE)
+    assert not list(tmp_path.iterdir())
+
+
+def requests() -> st.SearchStrategy[PlanOptions]:
+    """Sweeps over every axis; a user's own providers have tests of their own."""
+    heads = st.sampled_from([*SHAPES.values(), Shape("", 6, 2, 32, batch=3), Shape("", 8, 8, 80)])
+    some = {"min_size": 1, "max_size": 2, "unique": True}
+    names = ["sdpa", "sdpa:math", "flash", "nsa", "dynsiha", "dynnsiha"]
+    cuts = st.one_of(
+        st.fixed_dictionaries({"top_n": st.none() | st.integers(3, 40)}),
+        st.fixed_dictionaries(
+            {"sparsities": st.lists(st.floats(0, 0.99), **some).map(tuple)},
+        ),
+    )
+    return st.builds(
+        lambda cut, **more: PlanOptions(**more, **cut),
+        cut=cuts,
+        seq_lens=st.lists(st.integers(1, 200_000), **some).map(tuple),
+        device=st.sampled_from(["cpu", "cuda"]),
+        suite=st.sampled_from(["attention", "layer"]),
+        providers=st.lists(st.sampled_from(names), **some).map(tuple),
+        passes=st.lists(st.sampled_from(["forward", "backward", "forward_backward"]), **some),
+        shapes=st.lists(heads, min_size=1, max_size=2).map(tuple),
+        dtype=st.none() | st.sampled_from(["float32", "float16", "bfloat16"]),
+        batch=st.none() | st.integers(1, 9),
+        model_dim=st.none() | st.integers(1, 999),
+        window=st.integers(1, 2000),
+        query_tiles=st.none() | st.lists(st.sampled_from([1, 4, 64, "auto"]), **some).map(tuple),
+        private_blocks=st.none() | st.lists(st.integers(0, 20), **some).map(tuple),
+        seed=st.integers(0, 2**31),
+    )
+
+
+@given(options=requests())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_repeat_command_plans_that_case_alone(options, monkeypatch_module):
+    for case in plan(options)[:12]:
+        assert planned(*shlex.split(repeat_command(case))[2:]) == [case.case_id]
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module(tmp_path_factory):
+    """Plan for a GPU on a machine without one, in an empty folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.chdir(tmp_path_factory.mktemp("repeat"))
+        yield
