@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ def blockwise(
     return out, NSAAux(indices, counts, lse, "blockwise")
 
 
-def _own_precision(method: Any) -> Any:
+def _own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     """Run outside autocast: each product below chooses its dtypes itself."""
 
     @functools.wraps(method)
@@ -111,8 +112,8 @@ class _Blockwise(torch.autograd.Function):
         return results
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     @_own_precision
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem
         q, k, v, k_cmp, v_cmp, gates, o_slc, lse, shared, private = ctx.saved_tensors

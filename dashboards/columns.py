@@ -1,0 +1,40 @@
+"""The column reference in the docs, generated from the schema."""
+
+from __future__ import annotations
+
+from dynbench.harness.schema import SCHEMA_VERSION, SECTIONS, Column
+
+_KINDS = {
+    "string": "text",
+    "int": "integer",
+    "float": "float",
+    "bool": "boolean",
+    "floats": "list of float",
+    "strings": "list of text",
+}
+
+
+def columns_markdown() -> str:
+    """All columns of a row as a markdown page: one table per section, the text of ``docs/columns.md``."""
+    lines = [
+        "# Columns of a row",
+        "",
+        f"Schema version {SCHEMA_VERSION}. One row per case, provider and pass; failures are rows too.",
+        "A column without a value in a row is null. This page is generated from `harness/schema.py`:",
+        "",
+        "    python -m dynbench.dashboards.columns > docs/columns.md",
+        "",
+    ]
+    for section, columns in SECTIONS.items():
+        lines += [f"## {section.capitalize()}", "", "| column | type | unit | meaning |"]
+        lines += ["|---|---|---|---|", *(_line(column) for column in columns), ""]
+    return "\n".join(lines)
+
+
+def _line(column: Column) -> str:
+    meaning = column.meaning.replace("|", "\\|")
+    return f"| `{column.name}` | {_KINDS[column.kind]} | {column.unit} | {meaning} |"
+
+
+if __name__ == "__main__":
+    print(columns_markdown(), end="")

@@ -1,0 +1,136 @@
+"""Speed-ups over a baseline, and where a line begins to pay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dynbench.dashboards.model import Line, Panel, Point
+
+
+FOCUS = "dynnsiha"
+"""The provider that the report is about."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A line against the baseline at one length.
+
+    ``speedup`` is the baseline's median latency over the line's; ``low`` and ``high`` put the
+    quartiles against each other (the least and the most favourable way), None where one is missing.
+    """
+
+    point: Point
+    baseline: Point
+    speedup: float
+    low: float | None
+    high: float | None
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a sequence."""
+        return self.point.seq_len
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A line against the baseline over all lengths that both measured, ascending."""
+
+    line: Line
+    gains: tuple[Gain, ...]
+
+    @property
+    def pays_from(self) -> int | None:
+        """The shortest length from which on the line is faster at every length compared."""
+        found = None
+        for gain in reversed(self.gains):
+            if gain.speedup <= 1:
+                break
+            found = gain.seq_len
+        return found
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """What makes a comparison the better one: the longest length, and the speed-up there."""
+        return self.gains[-1].seq_len, self.gains[-1].speedup
+
+    @property
+    def losses(self) -> tuple[Gain, ...]:
+        """Lengths at which the line is not faster."""
+        return tuple(gain for gain in self.gains if gain.speedup <= 1)
+
+    @property
+    def crossings(self) -> tuple[float, ...]:
+        """Lengths where the speed-up passes 1, interpolated in both logarithms."""
+        found = []
+        for before, after in zip(self.gains, self.gains[1:], strict=False):
+            if (before.speedup <= 1) != (after.speedup <= 1):
+                log_before, log_after = math.log(before.speedup), math.log(after.speedup)
+                part = -log_before / (log_after - log_before)
+                step = math.log(after.seq_len / before.seq_len)
+                found.append(before.seq_len * math.exp(part * step))
+        return tuple(found)
+
+    @property
+    def geometric_mean(self) -> float | None:
+        """Geometric mean of the speed-ups; None without any."""
+        if not self.gains:
+            return None
+        return math.exp(sum(math.log(g.speedup) for g in self.gains) / len(self.gains))
+
+    @property
+    def largest_error(self) -> Point | None:
+        """The point with the largest error against the provider's own reference."""
+        points = [gain.point for gain in self.gains if gain.point.rms_error is not None]
+        return max(points, key=lambda point: point.rms_error or 0.0, default=None)
+
+    @property
+    def cases(self) -> int:
+        """Rows that the comparison rests on, the baseline's included."""
+        return sum(gain.point.rows + gain.baseline.rows for gain in self.gains)
+
+    @property
+    def samples(self) -> int:
+        """Samples that the comparison rests on, the baseline's included."""
+        return sum(gain.point.samples + gain.baseline.samples for gain in self.gains)
+
+
+def compare(panel: Panel, line: Line) -> Comparison:
+    """``line`` against the panel's baseline at every length where both have an ok row."""
+    return Comparison(
+        line,
+        tuple(
+            _gain(point, panel.baseline_points[point.seq_len])
+            for point in line.points
+            if point.seq_len in panel.baseline_points
+        ),
+    )
+
+
+def comparisons(panel: Panel) -> list[Comparison]:
+    """All lines of the panel but the baseline's, without those that share no length with it."""
+    found = [compare(panel, line) for line in panel.lines if line.provider != panel.baseline]
+    return [comparison for comparison in found if comparison.gains]
+
+
+def best_by_lists(panel: Panel) -> list[Comparison]:
+    """For each kind of block list, the focus provider's best line against the baseline.
+
+    Best is the largest speed-up at the longest length compared; kinds are never mixed.
+    """
+    best: dict[str, Comparison] = {}
+    for comparison in comparisons(panel):
+        line = comparison.line
+        if line.base != FOCUS:
+            continue
+        held = best.get(line.lists)
+        if held is None or comparison.rank > held.rank:
+            best[line.lists] = comparison
+    return [best[lists] for lists in sorted(best)]
+
+
+def _gain(point: Point, baseline: Point) -> Gain:
+    low = high = None
+    if point.q1_ms and point.q3_ms and baseline.q1_ms and baseline.q3_ms:
+        low, high = baseline.q1_ms / point.q3_ms, baseline.q3_ms / point.q1_ms
+    return Gain(point, baseline, baseline.latency_ms / point.latency_ms, low, high)

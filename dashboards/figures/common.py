@@ -1,0 +1,238 @@
+"""What the figures share: series, axes, hover texts and the size of the legend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from dynbench.dashboards.labels import lists_text
+from dynbench.dashboards.model import Line, Panel, Point
+from dynbench.dashboards.text import label_text, length_text, plain_text, plot_text
+from dynbench.dashboards.theme import MUTED, Style
+
+MAX_LEGEND = 32
+"""With more lines than this, lines of one provider and list kind share a legend entry (never a line)."""
+
+MAX_BANDS = 12
+"""With more lines than this, quartile bands would hide one another and are left to hover and table."""
+
+PLOT_HEIGHT_PX = 340
+
+ValueOf = Callable[[Line, Point], float | None]
+TextOf = Callable[[Line, Point], str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One legend entry: a line, or the lines of one provider and list kind where there are too many."""
+
+    label: str
+    style: Style
+    lines: tuple[Line, ...]
+
+
+def series_of(lines: Sequence[Line]) -> list[Series]:
+    """A series per line, or merged ones beyond ``MAX_LEGEND`` lines.
+
+    Merged lines stay apart in the figure (a gap between them) and in the table; exact and hybrid
+    lists are never merged.
+    """
+    if len(lines) <= MAX_LEGEND:
+        return [Series(line.label, line.style, (line,)) for line in lines]
+    merged: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        merged.setdefault((line.provider, lists_text(line.settings)), []).append(line)
+    return [
+        Series(
+            held[0].label if len(held) == 1 else f"{label_text(provider)} · {kind or 'any'} ({len(held)} lines)",
+            held[0].style,
+            tuple(held),
+        )
+        for (provider, kind), held in merged.items()
+    ]
+
+
+@dataclass
+class Path:
+    """Coordinates of a series: None separates its lines."""
+
+    x: list[float | None]
+    y: list[float | None]
+    hover: list[str]
+
+
+def path_of(series: Series, value: ValueOf, text: TextOf, x: ValueOf | None = None) -> Path:
+    """Points of a series on logarithmic axes: values that are missing or not positive are left out."""
+    path = Path([], [], [])
+    for line in series.lines:
+        drawn = [(point, _positive(value(line, point))) for point in line.points]
+        shown = [(point, y) for point, y in drawn if y is not None]
+        if path.x and shown:
+            path.x.append(None)
+            path.y.append(None)
+            path.hover.append("")
+        for point, y in shown:
+            path.x.append(point.seq_len if x is None else x(line, point))
+            path.y.append(y)
+            path.hover.append(hover_text(line.label, point.seq_len, text(line, point)))
+    return path
+
+
+def hover_text(label: str, seq_len: float, text: str) -> str:
+    """Hover text: the line in bold, the length, the numbers; strings of data are escaped."""
+    return f"<b>{plot_text(label)}</b><br>{length_text(seq_len)} tokens: {plot_text(text)}"
+
+
+def line_trace(series: Series, path: Path, **more: Any) -> go.Scatter:
+    """The trace of a series: line, dash and marker of its style."""
+    style = series.style
+    return go.Scatter(
+        x=path.x,
+        y=path.y,
+        hovertext=path.hover,
+        hoverinfo="text",
+        mode="lines+markers",
+        name=plot_text(series.label),
+        legendgroup=series_key(series),
+        line={"color": style.colour, "dash": style.dash, "width": 2.25},
+        marker={"color": style.colour, "symbol": style.symbol, "size": 8},
+        **more,
+    )
+
+
+def mark_trace(series: Series, marks: Path, *, in_legend: bool) -> go.Scatter:
+    """Crosses in the colour of a series: rows that failed. ``in_legend`` where it has nothing else."""
+    return go.Scatter(
+        x=marks.x,
+        y=marks.y,
+        hovertext=marks.hover,
+        hoverinfo="text",
+        mode="markers",
+        name=plot_text(series.label),
+        legendgroup=series_key(series),
+        showlegend=in_legend,
+        marker={
+            "color": series.style.colour,
+            "symbol": "x",
+            "size": 10,
+            "line": {"width": 1.5, "color": MUTED},
+        },
+    )
+
+
+def series_key(series: Series) -> str:
+    """Groups the traces of one series, so that its legend entry switches them together."""
+    return str(series.lines[0].number)
+
+
+def finished(
+    traces: list[Any],
+    *,
+    x_title: str,
+    y_title: str,
+    lengths: Sequence[int] = (),
+    **layout: Any,
+) -> go.Figure:
+    """The figure with logarithmic axes, their titles and a legend below the plot.
+
+    ``lengths`` puts the ticks of the x axis at sequence lengths. The page's script adds the height of
+    the legend to ``PLOT_HEIGHT_PX`` once it knows how wide the figure is; it finds the characters of
+    each entry in ``layout.meta``.
+    """
+    shown = [trace for trace in traces if trace.showlegend is not False and len(trace.x)]
+    roof = [x for trace in traces if not lengths for x in trace.x]
+    figure = go.Figure(data=traces)
+    figure.update_layout(
+        height=PLOT_HEIGHT_PX,
+        margin={"l": 64, "r": 16, "t": 12, "b": 56},
+        hovermode="closest",
+        showlegend=True,
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "xref": "container",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "tracegroupgap": 0,
+        },
+        meta={"entries": [len(trace.name or "") for trace in shown]},
+        xaxis={"type": "log", "title": {"text": x_title}},
+        yaxis={"type": "log", "title": {"text": y_title}},
+    )
+    figure.update_xaxes(length_ticks(lengths) if lengths else log_ticks(roof))
+    figure.update_yaxes(log_ticks([y for trace in traces for y in trace.y]))
+    figure.update_layout(layout)
+    return figure
+
+
+def length_ticks(lengths: Sequence[int]) -> dict[str, Any]:
+    """Ticks at the lengths themselves, thinned to powers of two where there are many."""
+    if not lengths:
+        return {}
+    ticks = [float(seq_len) for seq_len in lengths]
+    if len(ticks) > 8:
+        low, high = math.ceil(math.log2(min(ticks))), math.floor(math.log2(max(ticks)))
+        step = max(1, math.ceil((high - low + 1) / 8))
+        ticks = [2.0**power for power in range(low, high + 1, step)] or ticks[::8]
+    margin = 0.06 * max(1.0, math.log10(max(lengths) / min(lengths)))
+    return {
+        "tickvals": ticks,
+        "ticktext": [length_text(tick) for tick in ticks],
+        "range": [math.log10(min(lengths)) - margin, math.log10(max(lengths)) + margin],
+    }
+
+
+def log_ticks(values: Sequence[float | None]) -> dict[str, Any]:
+    """Range and plainly written ticks (1, 2, 5 a decade, or fewer) of a logarithmic axis.
+
+    The range spans at least two thirds of a decade: noise must not look like a trend.
+    """
+    known = [math.log10(value) for value in values if value is not None and value > 0]
+    if not known:
+        return {}
+    low, high = min(known), max(known)
+    room = max(0.06 * (high - low), (0.66 - (high - low)) / 2, 0.04)
+    low, high = low - room, high + room
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    steps = (1, 2, 5) if high - low <= 3.4 else (1,)
+    if high - low < 1:
+        steps = (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
+    thin = math.ceil(len(ticks) / 10) if len(steps) == 1 and ticks else 1
+    return {
+        "range": [low, high],
+        "tickvals": ticks[::thin],
+        "ticktext": [plain_text(tick) for tick in ticks[::thin]],
+    }
+
+
+def failures(panel: Panel, *statuses: str) -> Iterator[tuple[Line, int, str]]:
+    """Line, length and reason of failures with one of ``statuses`` at lengths without a number."""
+    for line in panel.lines:
+        for seq_len, failure in sorted(line.failed_lengths.items()):
+            if failure.status in statuses:
+                yield line, seq_len, failure.reason
+
+
+def reference_line(text: str, x: list[float], y: list[float], dash: str = "dash") -> go.Scatter:
+    """A muted line that is no provider's: a ceiling, a tolerance, the baseline."""
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        name=plot_text(text),
+        hovertext=[plot_text(text)] * len(x),
+        hoverinfo="text",
+        line={"color": MUTED, "dash": dash, "width": 1.5},
+    )
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and value > 0 else None

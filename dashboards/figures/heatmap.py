@@ -1,0 +1,127 @@
+"""Speed-up over the baseline as a map: sparsity setting by sequence length."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+
+from dynbench.dashboards.figures.common import hover_text
+from dynbench.dashboards.figures.speedup import speedup_at, speedup_text
+from dynbench.dashboards.labels import settings_text
+from dynbench.dashboards.model import Line, Panel
+from dynbench.dashboards.text import (
+    label_text,
+    length_text,
+    percent_text,
+    plain_text,
+    plot_text,
+    times_text,
+)
+
+ROW_HEIGHT_PX = 34
+MAX_TEXTS = 400
+"""Beyond this many cells the numbers are left to hover and table."""
+
+
+def heatmap_lines(panel: Panel) -> list[Line]:
+    """Sparse lines that share a length with the baseline."""
+    return [
+        line
+        for line in panel.lines
+        if line.is_sparse and any(p.seq_len in panel.baseline_points for p in line.points)
+    ]
+
+
+def heatmap_figure(panel: Panel) -> go.Figure | None:
+    """One row per provider, list kind and sparsity setting, one column per length; None without rows.
+
+    The colour is the logarithm of the speed-up, centred on 1; the setting stands at the row, the
+    sparsity measured in the hover text.
+    """
+    lines = heatmap_lines(panel)
+    if not lines:
+        return None
+    lengths = sorted({p.seq_len for line in lines for p in line.points} & set(panel.baseline_points))
+    rows = [_row(panel, line, lengths) for line in lines]
+    extent = max((abs(z) for row in rows for z in row[0] if z is not None), default=1.0) or 1.0
+    heat = go.Heatmap(
+        x=[length_text(seq_len) for seq_len in lengths],
+        y=list(range(len(lines))),
+        z=[row[0] for row in rows],
+        text=[row[1] for row in rows] if len(rows) * len(lengths) <= MAX_TEXTS else None,
+        texttemplate="%{text}",
+        hovertext=[row[2] for row in rows],
+        hoverinfo="text",
+        zmid=0,
+        zmin=-extent,
+        zmax=extent,
+        xgap=2,
+        ygap=2,
+        colorbar=_colorbar(extent),
+    )
+    figure = go.Figure(heat)
+    figure.update_layout(
+        height=130 + ROW_HEIGHT_PX * max(3, len(lines)),
+        margin={"l": 16, "r": 16, "t": 12, "b": 56},
+        meta={"entries": []},
+        xaxis={"type": "category", "title": {"text": "sequence length (tokens)"}},
+        yaxis={
+            "tickvals": list(range(len(lines))),
+            "ticktext": [_row_name(line) for line in lines],
+            "autorange": "reversed",
+            "showgrid": False,
+        },
+    )
+    for row, line in enumerate(lines):
+        for seq_len, failure in line.failed_lengths.items():
+            if seq_len in lengths:
+                figure.add_annotation(
+                    x=lengths.index(seq_len), y=row, text=plot_text(_short(failure.status)), showarrow=False
+                )
+    return figure
+
+
+def _row(
+    panel: Panel, line: Line, lengths: list[int]
+) -> tuple[list[float | None], list[str], list[str]]:
+    at = {point.seq_len: point for point in line.points}
+    z: list[float | None] = []
+    texts, hovers = [], []
+    for seq_len in lengths:
+        point = at.get(seq_len)
+        speedup = speedup_at(panel, point) if point else None
+        if point is None or speedup is None:
+            z.append(None)
+            texts.append("")
+            hovers.append("")
+            continue
+        z.append(round(math.log2(speedup), 4))
+        texts.append(times_text(speedup))
+        measured = percent_text(point.sparsity)
+        left_out = f"; {measured} of the pairs left out" if measured else ""
+        hovers.append(hover_text(line.label, seq_len, speedup_text(panel, point) + left_out))
+    return z, texts, hovers
+
+
+def _row_name(line: Line) -> str:
+    setting = settings_text(line.settings)
+    short = setting.split(" blocks")[0].split(", window")[0].replace("asked ", "")
+    name = line.label if not short or short in line.label else f"{line.label} · {short}"
+    return plot_text(label_text(name)).replace(" · ", "<br>", 1)
+
+
+def _short(status: str) -> str:
+    return {"out_of_memory": "no memory"}.get(status, label_text(status))
+
+
+def _colorbar(extent: float) -> dict:
+    powers = range(-math.floor(extent), math.floor(extent) + 1)
+    step = max(1, math.ceil(len(powers) / 7))
+    ticks = sorted({sign * power for power in range(0, math.floor(extent) + 1, step) for sign in (1, -1)})
+    return {
+        "title": {"text": "speed-up", "font": {"size": 12}},
+        "tickvals": ticks,
+        "ticktext": [f"{plain_text(2.0**power)}×" for power in ticks],
+        "thickness": 12,
+    }

@@ -1,0 +1,95 @@
+"""Peak memory over sequence length, with the cases that ran out of it."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+
+from dynbench.dashboards.figures.common import (
+    Path,
+    failures,
+    finished,
+    hover_text,
+    line_trace,
+    mark_trace,
+    path_of,
+    series_of,
+)
+from dynbench.dashboards.model import Line, Panel, Point
+from dynbench.dashboards.text import bytes_text, cell_text, plain_text
+from dynbench.dashboards.theme import MUTED
+
+
+def memory_figure(panel: Panel) -> go.Figure | None:
+    """Peak bytes above the inputs over length; None where none is known and nothing ran out.
+
+    Cases that ran out of memory are crosses above the plot's largest value, one height per line, so
+    that none covers another: their height says nothing.
+    """
+    out = list(failures(panel, "out_of_memory"))
+    known = [line for line in panel.lines if any(p.peak_memory_bytes for p in line.points)]
+    if not known and not out:
+        return None
+    failed = {line.number for line, _, _ in out}
+    lines = [line for line in panel.lines if line in known or line.number in failed]
+    peaks = [p.peak_memory_bytes for line in known for p in line.points if p.peak_memory_bytes]
+    top, bottom = max(peaks, default=2.0**30), min(peaks, default=2.0**30)
+    traces: list[go.Scatter] = []
+    height = first = top * 3
+    for series in series_of(lines):
+        path = path_of(series, _peak_bytes, _peak_text)
+        traces.append(line_trace(series, path))
+        numbers = {line.number for line in series.lines}
+        marks = [(line, s, reason) for line, s, reason in out if line.number in numbers]
+        if marks:
+            hover = [
+                hover_text(line.label, s, f"out of memory. {cell_text(reason)[:160]}")
+                for line, s, reason in marks
+            ]
+            crosses = Path([s for _, s, _ in marks], [height] * len(marks), hover)
+            traces.append(mark_trace(series, crosses, in_legend=not path.x))
+            height *= 1.7
+    figure = finished(
+        traces,
+        x_title="sequence length (tokens)",
+        y_title="peak memory above the inputs",
+        lengths=panel.lengths,
+    )
+    figure.update_layout(yaxis=_byte_ticks(bottom, top) if peaks else {"showticklabels": False})
+    if out:
+        _mark_region(figure, top * 1.7, height, first)
+        figure.update_layout(yaxis={"range": [math.log10(bottom / 2), math.log10(height * 1.3)]})
+    return figure
+
+
+def memory_cell(line: Line, point: Point) -> str:
+    """Peak memory in the unit that fits."""
+    return bytes_text(point.peak_memory_bytes)
+
+
+def _peak_bytes(line: Line, point: Point) -> float | None:
+    return point.peak_memory_bytes
+
+
+def _peak_text(line: Line, point: Point) -> str:
+    return bytes_text(point.peak_memory_bytes)
+
+
+def _byte_ticks(bottom: float, top: float) -> dict:
+    low, high = math.floor(math.log2(bottom)), math.ceil(math.log2(top))
+    step = max(1, math.ceil((high - low + 1) / 7))
+    ticks = [2.0**power for power in range(low - low % step, high + 1, step)]
+    return {"tickvals": ticks, "ticktext": [bytes_text(tick, plain_text) for tick in ticks]}
+
+
+def _mark_region(figure: go.Figure, low: float, high: float, first: float) -> None:
+    figure.add_hrect(y0=low, y1=high * 1.3, fillcolor=MUTED, opacity=0.12, line_width=0, layer="below")
+    figure.add_annotation(
+        xref="paper",
+        x=0.01,
+        y=math.log10(first),
+        text="out of memory (✕)",
+        showarrow=False,
+        xanchor="left",
+    )

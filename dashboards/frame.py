@@ -1,0 +1,174 @@
+"""From the frame of rows to what may be drawn together.
+
+A *facet* is everything that must be equal before two rows may stand in one figure: machine and
+its software, commit, suite, shape, dtype, inputs and timer. Within a facet each pass has a panel, and a panel
+has *lines*: rows that differ in sequence length (and repetition) only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import pandas as pd
+
+from dynbench.harness.schema import COLUMNS
+
+FACET_COLUMNS = (
+    "machine_id",
+    "device",
+    "gpu_name",
+    "cpu_name",
+    "cpu_threads",
+    "gpu_power_limit_w",
+    "driver_version",
+    "torch_version",
+    "triton_version",
+    "git_commit",
+    "git_dirty",
+    "suite",
+    "dtype",
+    "batch",
+    "q_heads",
+    "kv_heads",
+    "head_dim",
+    "model_dim",
+    "inputs",
+    "timer",
+)
+"""Rows that differ in one of these never share a figure, nor a speed-up."""
+
+LINE_COLUMNS = (
+    "provider",
+    "lists",
+    "query_tile",
+    "private_blocks",
+    "target_sparsity",
+    "top_n",
+    "window",
+    "block_size",
+    "compress_block",
+    "compress_stride",
+    "init_blocks",
+    "local_blocks",
+    "backend",
+    "provider_version",
+)
+"""Within a facet and pass, rows that differ in one of these never share a line."""
+
+PASS_ORDER = ("forward", "backward", "forward_backward", "decode", "train_step")
+
+_POINT_AGGREGATES = {  # column: how rows of one line and length (repeated runs) become a point
+    "latency_ms": "median",
+    "latency_q1_ms": "min",
+    "latency_q3_ms": "max",
+    "sample_count": "sum",
+    "peak_memory_bytes": "max",
+    "arithmetic_intensity": "median",
+    "effective_tflops": "median",
+    "dense_equivalent_tflops": "median",
+    "roofline_share": "median",
+    "sparsity": "median",
+    "rms_error": "max",
+    "rms_tolerance": "min",
+    "dense_error": "max",
+}
+
+
+def prepare(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every column of the schema in a plain type, and the columns ``facet``, ``line``.
+
+    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""). ``facet``
+    and ``line`` number the groups from 0 in the order of their first row; ``length`` is ``seq_len``
+    with -1 for none, and ``key_top_n`` is ``top_n`` except where ``--sparsity`` solved it.
+    """
+    plain = pd.DataFrame(
+        {name: _plain_column(frame, name, column.kind) for name, column in COLUMNS.items()},
+        index=pd.RangeIndex(len(frame)),
+    )
+    plain["key_top_n"] = plain["top_n"].where(plain["target_sparsity"].isna())
+    plain["length"] = plain["seq_len"].fillna(-1.0)
+    plain["facet"] = _group_numbers(plain, FACET_COLUMNS)
+    keys = [_key(name) for name in LINE_COLUMNS]
+    for late in ("backend", "provider_version"):  # rows that failed before these were known
+        others = ["facet", "pass", *(key for key in keys if key not in ("backend", "provider_version"))]
+        plain[late] = _fill_where_unique(plain, late, others)
+    plain["line"] = _group_numbers(plain, ("facet", "pass", *keys))
+    return plain
+
+
+def points(plain: pd.DataFrame) -> pd.DataFrame:
+    """One record per line and length with a number: rows of repeated runs joined.
+
+    Medians of medians, the widest quartiles, the sum of samples, the largest memory and error;
+    ``rows`` counts what was joined. Only ``ok`` rows count: an output beyond its tolerance has no
+    speed.
+    """
+    return _aggregate(measured(plain), ["line", "length"])
+
+
+def baseline_points(plain: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """``points`` of the baseline provider per facet, pass and length."""
+    rows = measured(plain)
+    return _aggregate(rows[rows["provider"] == baseline], ["facet", "pass", "length"])
+
+
+def measured(plain: pd.DataFrame) -> pd.DataFrame:
+    """The ``ok`` rows that have a length and a latency."""
+    ok = (plain["status"] == "ok") & (plain["length"] > 0) & (plain["latency_ms"] > 0)
+    return plain[ok]
+
+
+def distinct(values: Iterable[Hashable]) -> list[Any]:
+    """The distinct values that are neither missing nor empty, in the order of their first place."""
+    return [value for value in dict.fromkeys(values) if value != "" and not pd.isna(value)]
+
+
+def number(value: float) -> float | None:
+    """``value``, or None for NaN."""
+    return None if pd.isna(value) else float(value)
+
+
+def _key(name: str) -> str:
+    return "key_top_n" if name == "top_n" else name
+
+
+def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
+    index = pd.RangeIndex(len(frame))
+    if name not in frame:
+        return pd.Series(float("nan") if kind in ("int", "float") else "", index=index)
+    column = frame[name]
+    if kind in ("int", "float"):
+        return pd.Series(pd.to_numeric(column, errors="coerce").to_numpy("float64", na_value=float("nan")))
+    if kind in ("floats", "strings"):
+        return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
+    return pd.Series(["" if _missing(v) else str(v) for v in column], index=index, dtype=object)
+
+
+def _list_text(values: Any) -> str:
+    if values is None or values is pd.NA or isinstance(values, float):
+        return ""
+    return ", ".join(str(value) for value in values)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or bool(pd.isna(value))
+
+
+def _group_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
+    return frame.groupby(list(columns), dropna=False, sort=False).ngroup()
+
+
+def _fill_where_unique(frame: pd.DataFrame, name: str, others: list[str]) -> pd.Series:
+    """Column ``name`` with "" replaced where the rows equal in ``others`` know exactly one value."""
+    group = _group_numbers(frame, others)
+    known = frame[name] != ""
+    values = frame[name][known].groupby(group[known]).agg(["nunique", "first"])
+    only = values.loc[values["nunique"] == 1, "first"]
+    return frame[name].where(known, group.map(only).fillna("")).astype(object)
+
+
+def _aggregate(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    grouped = rows.groupby(by, sort=True)
+    result = grouped.agg({**_POINT_AGGREGATES, "run_id": "size"})
+    return result.rename(columns={"run_id": "rows"}).reset_index()

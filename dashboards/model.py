@@ -1,0 +1,219 @@
+"""What the figures and tables draw: facets, panels, lines and points."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from dynbench.dashboards import frame as frames
+from dynbench.dashboards.labels import line_labels, order_key
+from dynbench.dashboards.theme import Style, base_name, style_of
+
+
+@dataclass(frozen=True)
+class Point:
+    """One length of one line; units as in the row schema, None where nothing was recorded."""
+
+    seq_len: int
+    latency_ms: float
+    q1_ms: float | None
+    q3_ms: float | None
+    samples: int
+    rows: int
+    peak_memory_bytes: float | None = None
+    arithmetic_intensity: float | None = None
+    effective_tflops: float | None = None
+    dense_equivalent_tflops: float | None = None
+    roofline_share: float | None = None
+    sparsity: float | None = None
+    rms_error: float | None = None
+    rms_tolerance: float | None = None
+    dense_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One length at which a line has a row that is not ok."""
+
+    seq_len: int
+    status: str
+    reason: str
+    rms_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: everything but the length is the same in its rows."""
+
+    number: int
+    provider: str
+    lists: str
+    settings: dict[str, Any]  # the values of LINE_COLUMNS; numbers are floats, NaN where none
+    label: str
+    style: Style
+    points: tuple[Point, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The provider without its variant."""
+        return base_name(self.provider)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the provider attends to chosen blocks only."""
+        return self.lists in ("exact", "hybrid", "shared")
+
+    @property
+    def failed_lengths(self) -> dict[int, Failure]:
+        """Failures at lengths without any ok row."""
+        done = {point.seq_len for point in self.points}
+        return {f.seq_len: f for f in self.failures if f.seq_len not in done}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pass of a facet: the lines that may be compared with one another."""
+
+    pass_: str
+    baseline: str
+    lines: tuple[Line, ...]
+    baseline_points: dict[int, Point] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Every length that has a row, ascending."""
+        found = {p.seq_len for line in self.lines for p in line.points}
+        found |= {f.seq_len for line in self.lines for f in line.failures}
+        return sorted(found)
+
+    @property
+    def title(self) -> str:
+        """The pass in words."""
+        return pass_text(self.pass_)
+
+
+@dataclass(frozen=True)
+class Facet:
+    """Rows that may be compared: one machine, suite, shape, dtype, commit."""
+
+    number: int
+    rows: pd.DataFrame
+    panels: tuple[Panel, ...]
+
+    @property
+    def lines(self) -> dict[int, Line]:
+        """All lines of all passes by their number."""
+        return {line.number: line for panel in self.panels for line in panel.lines}
+
+
+def pass_text(pass_: str) -> str:
+    """``forward_backward`` as ``Forward + backward``; other passes with a capital."""
+    words = {"forward_backward": "forward + backward", "train_step": "train step"}
+    text = words.get(pass_, pass_) or "pass not recorded"
+    return text[0].upper() + text[1:]
+
+
+def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
+    """All facets of the rows, in the order of their first row."""
+    plain = frames.prepare(frame)
+    if plain.empty:
+        return []
+    styles = _styles(plain)
+    joined = _points_by(frames.points(plain), ["line"])
+    reference = _points_by(frames.baseline_points(plain, baseline), ["facet", "pass"])
+    failures = _failures(plain)
+    facets = []
+    for number, rows in plain.groupby("facet", sort=True):
+        labels = line_labels(rows)
+        panels = []
+        passes = frames.distinct(rows["pass"]) or [""]
+        for pass_ in sorted(passes, key=_pass_rank):
+            lines = [
+                Line(
+                    number=int(first["line"]),
+                    provider=first["provider"],
+                    lists=first["lists"],
+                    settings={name: first[name] for name in frames.LINE_COLUMNS},
+                    label=labels[int(first["line"])],
+                    style=styles[first["provider"], _variant(first)],
+                    points=tuple(joined.get((first["line"],), ())),
+                    failures=tuple(failures.get(first["line"], ())),
+                )
+                for first in rows[rows["pass"] == pass_].drop_duplicates("line").to_dict("records")
+            ]
+            lines.sort(key=lambda line: order_key(line.settings, baseline))
+            at = {p.seq_len: p for p in reference.get((number, pass_), ())}
+            panels.append(Panel(pass_, baseline, tuple(lines), at))
+        facets.append(Facet(int(str(number)), rows, tuple(panels)))
+    return facets
+
+
+def _pass_rank(pass_: str) -> tuple[int, str]:
+    known = frames.PASS_ORDER
+    return (known.index(pass_) if pass_ in known else len(known), pass_)
+
+
+def _variant(row: dict[str, Any]) -> tuple[str, ...]:
+    """What makes a variant of a provider: everything of the line but versions."""
+    names = [n for n in frames.LINE_COLUMNS if n not in ("provider", "backend", "provider_version")]
+    return tuple(
+        "" if n == "top_n" and not pd.isna(row["target_sparsity"]) else str(row[n]) for n in names
+    )
+
+
+def _styles(plain: pd.DataFrame) -> dict[tuple[str, tuple[str, ...]], Style]:
+    """Dash and marker by variant, counted per base name over the whole report."""
+    seen: dict[str, dict[tuple[str, tuple[str, ...]], None]] = defaultdict(dict)
+    records = plain.drop_duplicates("line").to_dict("records")
+    for row in sorted(records, key=lambda row: order_key(row, "")):
+        seen[base_name(row["provider"])].setdefault((row["provider"], _variant(row)))
+    return {
+        key: style_of(key[0], index)
+        for variants in seen.values()
+        for index, key in enumerate(variants)
+    }
+
+
+def _points_by(records: pd.DataFrame, by: list[str]) -> dict[tuple[Any, ...], list[Point]]:
+    result: dict[tuple[Any, ...], list[Point]] = defaultdict(list)
+    for row in records.to_dict("records"):
+        q1_ms, q3_ms = frames.number(row["latency_q1_ms"]), frames.number(row["latency_q3_ms"])
+        result[tuple(row[name] for name in by)].append(
+            Point(
+                seq_len=int(row["length"]),
+                latency_ms=float(row["latency_ms"]),
+                q1_ms=q1_ms,
+                q3_ms=q3_ms,
+                samples=int(row["sample_count"]),
+                rows=int(row["rows"]),
+                **{
+                    name: frames.number(row[name])
+                    for name in (
+                        "peak_memory_bytes",
+                        "arithmetic_intensity",
+                        "effective_tflops",
+                        "dense_equivalent_tflops",
+                        "roofline_share",
+                        "sparsity",
+                        "rms_error",
+                        "rms_tolerance",
+                        "dense_error",
+                    )
+                },
+            )
+        )
+    return result
+
+
+def _failures(plain: pd.DataFrame) -> dict[int, list[Failure]]:
+    result: dict[int, list[Failure]] = defaultdict(list)
+    failed = plain[(plain["status"] != "ok") & (plain["length"] > 0)]
+    columns = ["line", "length", "status", "reason", "rms_error"]
+    for line, length, status, reason, rms_error in failed[columns].itertuples(index=False):
+        error = frames.number(rms_error)
+        result[line].append(Failure(int(length), status, reason, error))
+    return result

@@ -1,0 +1,227 @@
+"""The first screen in words, every number computed from rows.
+
+For each pass, and for exact, hybrid and shared lists apart: from which length the focus provider
+pays, at which setting, by how much, at what error, where it does not, and on how many rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynbench.dashboards.compare import FOCUS, Comparison, best_by_lists
+from dynbench.dashboards.frame import distinct
+from dynbench.dashboards.labels import lists_text, settings_text
+from dynbench.dashboards.model import Facet, Line, Panel
+from dynbench.dashboards.text import (
+    count_text,
+    label_text,
+    length_text,
+    listing,
+    percent_text,
+    plain_text,
+    time_text,
+    times_text,
+)
+
+@dataclass(frozen=True)
+class Answer:
+    """One verdict: a heading, the figure to remember and the sentences that qualify it."""
+
+    heading: str  # pass and block lists
+    verdict: str
+    figure: str  # the speed-up at the longest length, or empty
+    figure_note: str
+    pays: bool
+    sentences: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class FirstScreen:
+    """The words of a facet's first screen."""
+
+    headline: str
+    answers: tuple[Answer, ...]
+    notes: tuple[str, ...]
+    best: Comparison | None = None
+
+
+def first_screen(facet: Facet) -> FirstScreen:
+    """What the rows of a facet say about the focus provider against the baseline."""
+    answers: list[Answer] = []
+    notes: list[str] = []
+    compared: list[tuple[Panel, Comparison]] = []
+    for panel in facet.panels:
+        chosen = best_by_lists(panel)
+        compared += [(panel, comparison) for comparison in chosen]
+        answers += [answer(panel, comparison) for comparison in chosen]
+        if not chosen:
+            notes += _why_nothing(panel)
+    if not compared:
+        return FirstScreen(_headline_without(facet), (), tuple(notes))
+    panel, best = max(compared, key=lambda item: item[1].rank)
+    same_pass = [c for p, c in compared if p is facet.panels[0]]
+    if same_pass:  # the forward pass leads where there is one
+        panel, best = facet.panels[0], max(same_pass, key=lambda held: held.rank)
+    return FirstScreen(_headline(panel, best), tuple(answers), tuple(notes), best)
+
+
+def answer(panel: Panel, comparison: Comparison) -> Answer:
+    """The verdict on one line of the focus provider."""
+    line, last = comparison.line, comparison.gains[-1]
+    baseline = label_text(panel.baseline)
+    pays_from = comparison.pays_from
+    if pays_from is None:
+        verdict = "Does not pay at the longest length"
+    elif not comparison.losses:
+        verdict = f"Pays at every length compared, from {length_text(pays_from)}"
+    else:
+        verdict = f"Pays from {length_text(pays_from)}"
+    sentences = [
+        _sparsity_sentence(line, last.seq_len, last.point.sparsity),
+        _error_sentence(comparison),
+        _loss_sentence(comparison),
+        _alone_sentence(panel, line, baseline),
+        _failure_sentence(panel, line),
+        _evidence_sentence(comparison, baseline),
+    ]
+    kind = lists_text(line.settings)
+    kinds = {"exact": "exact lists", "hybrid": f"hybrid lists {kind}", "shared": f"shared lists {kind}"}
+    heading = f"{panel.title} · {kinds.get(line.lists, line.label)}"
+    return Answer(
+        heading=heading,
+        verdict=verdict,
+        figure=times_text(last.speedup),
+        figure_note=_speed_note(comparison, baseline),
+        pays=pays_from is not None,
+        sentences=tuple(sentence for sentence in sentences if sentence),
+        label=line.label,
+    )
+
+
+def status_counts(facet: Facet) -> dict[str, int]:
+    """Rows by status, most frequent first, ``ok`` leading."""
+    counts = facet.rows["status"].value_counts().to_dict()
+    ordered = sorted(counts.items(), key=lambda item: (item[0] != "ok", -item[1], item[0]))
+    return {str(status) or "no status": int(count) for status, count in ordered}
+
+
+def baselines_offered(facet: Facet) -> list[str]:
+    """Providers with at least one ok row: what ``--baseline`` could name."""
+    return distinct(line.provider for p in facet.panels for line in p.lines if line.points)
+
+
+def _headline(panel: Panel, best: Comparison) -> str:
+    last = best.gains[-1]
+    line, baseline = best.line, label_text(panel.baseline)
+    name = f"{label_text(line.provider)} ({lists_text(line.settings) or 'lists not recorded'})"
+    at = f"{length_text(last.seq_len)} tokens"
+    if best.pays_from is None:
+        ratio = times_text(last.speedup)
+        return f"{name} does not pay against {baseline}: {ratio} its speed at {at}, {panel.title.lower()}"
+    where = f"from {length_text(best.pays_from)} tokens on" if best.losses else "at every length compared"
+    return (
+        f"{name} pays against {baseline} {where}: {times_text(last.speedup)} as fast at {at}, "
+        f"{panel.title.lower()}"
+    )
+
+
+def _headline_without(facet: Facet) -> str:
+    counts = status_counts(facet)
+    if not counts.get("ok"):
+        return f"No case could be measured: {_counts_text(counts)}"
+    focus = [line for panel in facet.panels for line in panel.lines if line.base == FOCUS]
+    if not focus:
+        return f"{count_text(counts['ok'], 'case')} measured, none of {FOCUS}"
+    if not any(line.points for line in focus):
+        return f"{count_text(counts['ok'], 'case')} measured, but {FOCUS} has no number"
+    return f"{count_text(counts['ok'], 'case')} measured, without a baseline to compare {FOCUS} with"
+
+
+def _why_nothing(panel: Panel) -> list[str]:
+    focus = [line for line in panel.lines if line.base == FOCUS]
+    baseline = label_text(panel.baseline)
+    if not panel.baseline_points:
+        rows = [line for line in panel.lines if line.provider == panel.baseline]
+        if rows:
+            return [f"{panel.title}: {baseline} has rows, but none is ok, so there is no speed-up."]
+        return [f"{panel.title}: there is no row of the baseline {baseline}, so there is no speed-up."]
+    if focus and any(line.points for line in focus):
+        return [f"{panel.title}: {FOCUS} and {baseline} have no length in common."]
+    return []
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {label_text(status)}" for status, count in counts.items())
+
+
+def _speed_note(comparison: Comparison, baseline: str) -> str:
+    last = comparison.gains[-1]
+    times = f"{time_text(last.point.latency_ms)} against {time_text(last.baseline.latency_ms)}"
+    return f"the speed of {baseline} at {length_text(last.seq_len)} tokens: {times}"
+
+
+def _sparsity_sentence(line: Line, seq_len: int, sparsity: float | None) -> str:
+    setting = settings_text(line.settings)
+    measured = (
+        f"it leaves out {percent_text(sparsity)} of the causal pairs at {length_text(seq_len)}"
+        if sparsity is not None
+        else ""
+    )
+    if setting and measured:
+        return f"Setting: {setting}; {measured}."
+    return f"Setting: {setting}." if setting else measured[:1].upper() + measured[1:] + "." * bool(measured)
+
+
+def _error_sentence(comparison: Comparison) -> str:
+    worst = comparison.largest_error
+    if worst is None:
+        return "Error: not recorded."
+    allowed = f" ({plain_text(worst.rms_tolerance)} allowed) against its own reference" if worst.rms_tolerance else ""
+    sentence = f"Error: RMS at most {plain_text(worst.rms_error)}{allowed}"
+    distance = comparison.gains[-1].point.dense_error
+    if distance is not None:
+        at = length_text(comparison.gains[-1].seq_len)
+        sentence += f"; distance to dense attention {plain_text(distance)} at {at}"
+    return f"{sentence}."
+
+
+def _loss_sentence(comparison: Comparison) -> str:
+    if not comparison.losses:
+        return ""
+    parts = [f"{length_text(g.seq_len)} ({times_text(g.speedup)})" for g in comparison.losses]
+    return f"It does not pay at {listing(parts)}."
+
+
+def _alone_sentence(panel: Panel, line: Line, baseline: str) -> str:
+    """Lengths where only this line has a number although the baseline was tried."""
+    failures = {
+        seq_len: failure.status
+        for other in panel.lines
+        if other.provider == panel.baseline
+        for seq_len, failure in other.failed_lengths.items()
+        if seq_len not in panel.baseline_points
+    }
+    alone = [
+        f"{length_text(p.seq_len)} ({baseline}: {label_text(failures[p.seq_len])}; "
+        f"here {time_text(p.latency_ms)})"
+        for p in line.points
+        if p.seq_len in failures
+    ]
+    return f"It alone has a number at {listing(alone)}." if alone else ""
+
+
+def _failure_sentence(panel: Panel, line: Line) -> str:
+    parts = [
+        f"{length_text(seq_len)} ({label_text(failure.status)})"
+        for seq_len, failure in sorted(line.failed_lengths.items())
+    ]
+    return f"It has no number at {listing(parts)}." if parts else ""
+
+
+def _evidence_sentence(comparison: Comparison, baseline: str) -> str:
+    lengths = count_text(len(comparison.gains), "length")
+    return (
+        f"Basis: {lengths}, {count_text(comparison.cases, 'case')} and "
+        f"{count_text(comparison.samples, 'sample')}, those of {baseline} included."
+    )

@@ -1,0 +1,290 @@
+"""Rows as text: the progress of a run, and the tables that the command line prints.
+
+Like the rest of the package it knows the row schema and nothing else: a run's events arrive here as
+labels, rows and seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dynbench.dashboards.text import (
+    bytes_text,
+    clip,
+    count_text,
+    length_text,
+    number_text,
+    time_text,
+    times_text,
+    visible,
+)
+from dynbench.harness.schema import COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+Record = Mapping[str, Any]
+
+_VARYING = {  # columns shown only where they differ between the rows, with their headings
+    "suite": "suite",
+    "device": "device",
+    "dtype": "dtype",
+    "batch": "batch",
+    "shape": "H/K/D",
+    "inputs": "inputs",
+    "seed": "seed",
+    "top_n": "top-n",
+    "window": "window",
+    "query_tile": "R",
+    "private_blocks": "m",
+    "target_sparsity": "asked sparsity",
+}
+_STATUS_STYLES = {"ok": "green", "incorrect": "bold red", "error": "red", "skipped": "dim"}
+_REASON_CHARS = 160
+
+
+class RunDisplay:
+    """Shows a run while it goes on: a progress bar on a terminal, elsewhere one line a row.
+
+    A context manager; ``run_started`` comes first and brings the prediction.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        self._console = console
+        self._total = 0
+        self._ends_at = 0.0
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _time_left_column(lambda: self._ends_at - time.monotonic()),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+
+    def __enter__(self) -> RunDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def run_started(self, total: int, already_done: int, predicted_s: float) -> None:
+        """Say how many cases there are and how long they should take."""
+        done = f" ({already_done} finished before)" if already_done else ""
+        cases = count_text(total, "case")
+        self.say(f"{cases}, predicted: {duration_text(predicted_s)}{done}")
+        self._total = total
+        self._ends_at = time.monotonic() + predicted_s
+        self._bar.update(self._task, total=total)
+
+    def case_started(self, label: str, seconds_left: float) -> None:
+        """A case begins."""
+        self._ends_at = time.monotonic() + seconds_left
+        self._bar.update(self._task, description=label)
+
+    def stage_started(self, label: str) -> None:
+        """The case enters a stage."""
+        self._bar.update(self._task, description=label)
+
+    def row_finished(self, row: Record, done: int, seconds_left: float) -> None:
+        """A case has its row."""
+        self._ends_at = time.monotonic() + seconds_left
+        self._bar.update(self._task, completed=done)
+        if not self._console.is_terminal:
+            left = f", {duration_text(seconds_left)} left" if done < self._total else ""
+            self.say(f"[{done}/{self._total}] {row_line(row)}{left}")
+
+
+def _time_left_column(seconds_left: Any) -> Any:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            return Text(f"{duration_text(max(seconds_left(), 0.0))} left", style="cyan")
+
+    return TimeLeft()
+
+
+def rows_table(
+    frame: pd.DataFrame, *, baseline: str = "sdpa", among: pd.DataFrame | None = None
+) -> Table:
+    """The rows of ``frame`` as a compact table.
+
+    Settings appear as columns only where they differ between rows. The speed-up compares medians
+    with the ``baseline`` provider's row of the same run and workload, looked for in ``among``
+    (``frame`` itself if None), and is empty without one.
+    """
+    rows = _records(frame)
+    varying = _varying(rows)
+    headings = ("T", "latency [q1, q3]", f"vs {baseline}", "peak memory", "status")
+    table = _table(["provider", "pass", *(_VARYING[name] for name in varying)], headings)
+    latencies_ms = {
+        (row["run_id"], row["workload_id"]): row["latency_ms"]
+        for row in (rows if among is None else _records(among))
+        if row["provider"] == baseline and row["status"] == "ok"
+    }
+    for row in rows:
+        reference_ms = latencies_ms.get((row["run_id"], row["workload_id"]))
+        _add(
+            table,
+            [row["provider"], row["pass"], *(_plain(row[name]) for name in varying)],
+            length_text(row["seq_len"]),
+            latency_text(row),
+            _speedup(reference_ms, row["latency_ms"]),
+            bytes_text(row["peak_memory_bytes"]),
+            status=row["status"],
+            reason=row["reason"],
+        )
+    return table
+
+
+def plan_table(rows: Sequence[Record], seconds: Sequence[float]) -> Table:
+    """Planned cases (the columns known before measuring) and the seconds predicted for each."""
+    complete = [_with_shape(dict.fromkeys(COLUMNS) | dict(row)) for row in rows]
+    varying = _varying(complete)
+    table = _table(
+        ["case", "provider", "pass", *(_VARYING[name] for name in varying)], ("T", "predicted")
+    )
+    for row, predicted_s in zip(complete, seconds, strict=True):
+        names = [row["case_id"], row["provider"], row["pass"]]
+        cells = [*names, *(_plain(row[name]) for name in varying)]
+        _add(table, cells, length_text(row["seq_len"]), duration_text(predicted_s))
+    return table
+
+
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Plain names and texts; the last column wraps."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings[:-1]:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1], overflow="fold")
+    for row in rows:
+        _add(table, row)
+    return table
+
+
+def facts_table(facts: Record) -> Table:
+    """What is known about a machine (columns of the row and ``available_memory_bytes``)."""
+    rows = [
+        (name.removesuffix("_bytes").replace("_", " "), _fact_text(name, value))
+        for name, value in facts.items()
+        if value is not None and not name.endswith(("_hash", "_id"))
+    ]
+    return text_table(("this machine", ""), rows)
+
+
+def _fact_text(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return bytes_text(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "packages":
+        return ", ".join(f"{package} {version}" for package, version in json.loads(value).items())
+    return str(value)
+
+
+def row_line(row: Record) -> str:
+    """One row in one line: what ran, how it ended, how long it took, how much memory it needed."""
+    name = f"{row['suite']}/{row['provider']} {row['pass']} T={length_text(row['seq_len'])}"
+    if (row["query_tile"] or 1) > 1:
+        name += f" R={row['query_tile']} m={row['private_blocks']}"
+    if row["latency_ms"] is not None:
+        name += f": {latency_text(row)}, peak {bytes_text(row['peak_memory_bytes'])}"
+    if row["status"] == "ok":
+        return name
+    return f"{name}: {row['status']}: {visible(row['reason'] or '')}"
+
+
+def latency_text(row: Record) -> str:
+    """Median and quartiles in one unit, such as ``12.3 ms [12.1, 12.6]``; empty without samples."""
+    median_ms = row["latency_ms"]
+    if median_ms is None:
+        return ""
+    scale = 1000 if median_ms >= 1000 else 1 if median_ms >= 0.1 else 0.001
+    quartiles = (row["latency_q1_ms"], row["latency_q3_ms"])
+    spread = ", ".join(number_text(q / scale) for q in quartiles if q is not None)
+    return f"{time_text(median_ms)} [{spread}]"
+
+
+def duration_text(seconds: float) -> str:
+    """A time to wait, such as ``40 s``, ``12 min`` or ``1 h 5 min``."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in left:
+        table.add_column(heading, no_wrap=True)
+    for heading in right:
+        if heading == "status":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _add(
+    table: Table, names: Sequence[str], *cells: str, status: str = "", reason: str | None = None
+) -> None:
+    from rich.text import Text
+
+    texts = [Text(visible(cell)) for cell in (*names, *cells)]
+    if status:
+        line = f"{status}: {clip(visible(reason), _REASON_CHARS)}" if reason else status
+        texts.append(Text(line, style=_STATUS_STYLES.get(status, "yellow")))
+    table.add_row(*texts)
+
+
+def _speedup(reference_ms: float | None, latency_ms: float | None) -> str:
+    return times_text(reference_ms / latency_ms) if reference_ms and latency_ms else ""
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _varying(rows: Sequence[Record]) -> list[str]:
+    return [name for name in _VARYING if len({row[name] for row in rows} - {None}) > 1]
+
+
+def _with_shape(row: Record) -> dict[str, Any]:
+    return {**row, "shape": f"{row['q_heads']}/{row['kv_heads']}/{row['head_dim']}"}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dictionaries of scalars: null is None, whole numbers stay whole beside nulls."""
+    import pandas as pd
+
+    names = [name for name, column in COLUMNS.items() if column.kind not in ("floats", "strings")]
+    return [
+        _with_shape(
+            {str(name): None if pd.isna(value) else value for name, value in record.items()}
+        )
+        for record in frame[names].to_dict("records")
+    ]

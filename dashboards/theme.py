@@ -1,0 +1,144 @@
+"""Colours, markers, dashes, and plotly's light and dark templates.
+
+Colour is a function of the provider's base name alone (``sdpa`` of ``sdpa:cudnn``), from the
+palette of Okabe and Ito that readers with any colour vision can tell apart; marker and dash tell
+a provider's variants apart, so that nothing rests on colour only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+}
+
+_KNOWN = {
+    "sdpa": "blue",
+    "flash": "orange",
+    "flex": "sky",
+    "nsa": "green",
+    "dynsiha": "purple",
+    "dynnsiha": "vermillion",
+}
+_OTHERS = ("black", "yellow")  # a user's own providers never look like a built-in one
+
+SWAPS = {
+    "light": {OKABE_ITO["yellow"]: "#9A8C00"},
+    "dark": {OKABE_ITO["black"]: "#F4F6F8"},
+}
+"""Palette colours that the page replaces in one theme, where they could not be seen."""
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hexagon", "hourglass")
+
+PAGE_COLOURS = {
+    "light": {"ink": "#17202B", "muted": "#5B6776", "grid": "#E3E7EC", "axis": "#B9C1CB"},
+    "dark": {"ink": "#E8ECF1", "muted": "#9AA6B4", "grid": "#2A323D", "axis": "#465160"},
+}
+MUTED = "#7C8794"
+"""Reference lines and notes: readable on both backgrounds."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one line is drawn."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+def base_name(provider: str) -> str:
+    """The provider without its variant: ``sdpa`` of ``sdpa:cudnn``."""
+    return provider.split(":", 1)[0]
+
+
+def colour_of(provider: str) -> str:
+    """The colour of a provider's base name: the same in every figure and in every report."""
+    base = base_name(provider)
+    if base in _KNOWN:
+        return OKABE_ITO[_KNOWN[base]]
+    return OKABE_ITO[_OTHERS[_digest(base) % len(_OTHERS)]]
+
+
+def style_of(provider: str, variant: int) -> Style:
+    """The style of the ``variant``-th variant (from 0) of a provider's base name.
+
+    The marker starts at another place for each base name; dash and marker advance together, and
+    since their counts differ 24 variants pass before a pair comes again.
+    """
+    base = base_name(provider)
+    first = list(_KNOWN).index(base) if base in _KNOWN else _digest(base)
+    return Style(
+        colour=colour_of(provider),
+        dash=DASHES[variant % len(DASHES)],
+        symbol=SYMBOLS[(first + variant) % len(SYMBOLS)],
+    )
+
+
+def translucent(colour: str, alpha: float) -> str:
+    """A hexadecimal colour as rgba with the opacity ``alpha``."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def template(theme: str) -> go.layout.Template:
+    """Plotly's template for ``light`` or ``dark``."""
+    colours = PAGE_COLOURS[theme]
+    middle = "#F1F3F5" if theme == "light" else "#29313B"
+    faster = "#0072B2" if theme == "light" else "#3B9BDC"
+    axis = {
+        "gridcolor": colours["grid"],
+        "linecolor": colours["axis"],
+        "tickcolor": colours["axis"],
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "automargin": True,
+        "title": {"font": {"size": 13, "color": colours["muted"]}, "standoff": 10},
+        "tickfont": {"size": 12},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13, "color": colours["ink"]},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {"bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}},
+            "hoverlabel": {
+                "bgcolor": "#FFFFFF" if theme == "light" else "#1D242D",
+                "bordercolor": colours["axis"],
+                "font": {"family": FONT, "size": 12, "color": colours["ink"]},
+                "align": "left",
+            },
+            "annotationdefaults": {"font": {"size": 12, "color": colours["muted"]}},
+        },
+        data={
+            "heatmap": [
+                {
+                    "colorscale": [[0, OKABE_ITO["vermillion"]], [0.5, middle], [1, faster]],
+                    "colorbar": {"outlinewidth": 0, "tickfont": {"size": 12}},
+                }
+            ]
+        },
+    )
+
+
+def _digest(text: str) -> int:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4], "big")

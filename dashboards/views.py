@@ -1,0 +1,134 @@
+"""The views of the report: what each shows, in words, and how it is drawn and tabulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from dynbench.dashboards.figures import error, heatmap, latency, memory, roofline, speedup, throughput
+from dynbench.dashboards.model import Facet, Failure, Line, Panel, Point
+from dynbench.dashboards.tables import Table, figure_table, latency_cell, status_text
+from dynbench.dashboards.text import label_text
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of figure. ``direction`` says which way is better; ``note`` how to read it."""
+
+    key: str
+    title: str
+    direction: str
+    note: str
+    unit: str  # of the cells of the table, for its caption
+    draw: Callable[[Facet, Panel], go.Figure | None]
+    cell: Callable[[Panel, Line, Point], str]
+    failure: Callable[[Failure], str] = status_text
+    only_sparse: bool = False  # whether dense lines have no place here
+
+    def table(self, panel: Panel) -> Table | None:
+        """The numbers of the figure."""
+        caption = f"{self.title}, {panel.title.lower()}: {self.unit}"
+        lines = [line for line in panel.lines if line.is_sparse or not self.only_sparse]
+        return figure_table(lines, caption, lambda line, point: self.cell(panel, line, point), self.failure)
+
+
+def views(baseline: str) -> tuple[View, ...]:
+    """All views, in the order of the page."""
+    name = label_text(baseline)
+    return (
+        View(
+            "latency",
+            "Latency",
+            "Lower is better.",
+            "Median of the samples, the band from first to third quartile; both axes logarithmic.",
+            "median and quartiles in ms",
+            lambda facet, panel: latency.latency_figure(panel),
+            lambda panel, line, point: latency_cell(line, point),
+        ),
+        View(
+            "speedup",
+            f"Speed-up over {name}",
+            "Higher is better.",
+            f"Latency of {name} over that of the line; above 1 it pays. A ring marks where a line crosses 1.",
+            "times as fast",
+            lambda facet, panel: speedup.speedup_figure(panel),
+            speedup.speedup_cell,
+        ),
+        View(
+            "heatmap",
+            f"Sparsity by length, speed-up over {name}",
+            "Higher, that is bluer, is better.",
+            f"Blue is faster than {name}, red slower. Exact and hybrid lists have rows of their own.",
+            "times as fast",
+            lambda facet, panel: heatmap.heatmap_figure(panel),
+            speedup.speedup_cell,
+            only_sparse=True,
+        ),
+        View(
+            "effective",
+            "Effective rate",
+            "Higher is better.",
+            "Operations that the provider itself must do, over its median latency.",
+            "effective TFLOP/s and share of the roofline",
+            lambda facet, panel: throughput.effective_figure(panel),
+            lambda panel, line, point: throughput.effective_cell(line, point),
+        ),
+        View(
+            "dense-equivalent",
+            "Dense-equivalent rate",
+            "Higher is better.",
+            "Operations of causal dense attention at the same shape, over the median latency: "
+            "a sparse provider may pass the machine's ceiling here.",
+            "dense-equivalent TFLOP/s",
+            lambda facet, panel: throughput.dense_equivalent_figure(panel),
+            lambda panel, line, point: throughput.dense_equivalent_cell(line, point),
+        ),
+        View(
+            "roofline",
+            "Roofline",
+            "Closer to the roof is better.",
+            "Every point is one length. The roof is what this machine reached in this run, no data sheet's.",
+            "effective rate and arithmetic intensity",
+            lambda facet, panel: roofline.roofline_figure(panel, ceilings(facet)),
+            lambda panel, line, point: roofline.roofline_cell(line, point),
+        ),
+        View(
+            "memory",
+            "Peak memory",
+            "Lower is better.",
+            "Allocated above the inputs during one call. Crosses are cases that ran out of memory.",
+            "peak memory above the inputs",
+            lambda facet, panel: memory.memory_figure(panel),
+            lambda panel, line, point: memory.memory_cell(line, point),
+        ),
+        View(
+            "error",
+            "Error",
+            "Lower is better; beyond the tolerance a row is incorrect.",
+            "Worst output against the provider's own reference, as a share of that output's RMS.",
+            "RMS error and tolerance",
+            lambda facet, panel: error.error_figure(panel),
+            lambda panel, line, point: error.error_cell(line, point),
+            failure=error.failure_cell,
+        ),
+        View(
+            "distance",
+            "Distance to dense attention",
+            "Lower is closer to dense attention, which sparse attention does not aim to equal.",
+            "How far the output is from dense attention on the same inputs.",
+            "RMS distance",
+            lambda facet, panel: error.distance_figure(panel),
+            lambda panel, line, point: error.distance_cell(line, point),
+        ),
+    )
+
+
+def ceilings(facet: Facet) -> tuple[float, float] | None:
+    """Copy bandwidth (GB/s) and matrix product rate (TFLOP/s): medians over the facet's rows."""
+    copy_gb_s = facet.rows["ceiling_copy_gb_s"].median()
+    matmul_tflops = facet.rows["ceiling_matmul_tflops"].median()
+    if copy_gb_s > 0 and matmul_tflops > 0:
+        return float(copy_gb_s), float(matmul_tflops)
+    return None

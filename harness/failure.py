@@ -1,0 +1,109 @@
+"""Turns what went wrong into a status and one line of reason."""
+
+from __future__ import annotations
+
+import re
+import signal
+import traceback
+from typing import Any
+
+from dynbench.harness.schema import Status
+from dynbench.harness.subject import Unavailable, Unsupported
+
+_REASON_LENGTH = 300
+_DETAILS_LENGTH = 20_000
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|std::bad_alloc|out of memory|cannot allocate memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|failed to map segment",
+    re.IGNORECASE,
+)
+_HOST_ALLOCATION = re.compile(r"DefaultCPUAllocator: .* tried to allocate (\d+) bytes")
+_DEVICE_FAULT = re.compile(
+    r"CUDA error|CUDA driver error|Triton Error \[CUDA\]|cuBLAS|CUBLAS|cuDNN|device-side assert"
+)
+
+
+def failure_columns(error: BaseException) -> dict[str, Any]:
+    """Status, reason and details of the row for an exception raised by a suite or a provider."""
+    text = _one_line(str(error))
+    name = type(error).__name__
+    if isinstance(error, Unavailable):
+        return {"status": Status.UNAVAILABLE, "reason": text or name}
+    if isinstance(error, Unsupported):
+        return {"status": Status.UNSUPPORTED, "reason": text or name}
+    if is_out_of_memory(error):
+        reason = _memory_reason(text) or name
+        return {"status": Status.OUT_OF_MEMORY, "reason": reason, "details": str(error) or None}
+    if isinstance(error, SystemExit):
+        name, text = "the provider called sys.exit", str(error.code)
+    return {
+        "status": Status.ERROR,
+        "reason": _one_line(f"{name}: {text}" if text else name),
+        "details": "".join(traceback.format_exception(error))[-_DETAILS_LENGTH:],
+    }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the host."""
+    if isinstance(error, MemoryError):
+        return True
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and bool(_OUT_OF_MEMORY.search(str(error)))
+    )
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the error came from the GPU's driver or libraries: such a process is not reused."""
+    return isinstance(error, RuntimeError) and bool(_DEVICE_FAULT.search(str(error)))
+
+
+def death_columns(
+    exit_code: int, stage: str, last_words: str, stopped_for: str = ""
+) -> dict[str, Any]:
+    """The row of a worker that died. ``exit_code`` is negative for a signal, as in subprocess.
+
+    ``stopped_for`` says why the parent ended it, if the parent did.
+    """
+    details = last_words[-_DETAILS_LENGTH:] or None
+    where = f" (in stage: {stage})" if stage else ""
+    if stopped_for:
+        reason = f"worker stopped: {stopped_for}{where}"
+        return {"status": Status.ERROR, "reason": reason, "details": details}
+    if exit_code == -signal.SIGKILL:
+        reason = f"worker killed by SIGKILL, as the kernel does when memory runs out{where}"
+        return {"status": Status.OUT_OF_MEMORY, "reason": reason, "details": details}
+    if exit_code < 0:
+        try:
+            what = signal.Signals(-exit_code).name
+        except ValueError:
+            what = f"signal {-exit_code}"
+    else:
+        what = f"exit code {exit_code}"
+    # a thread of a library cannot raise: it aborts, and only its last words tell why
+    aborted_for_memory = exit_code == -signal.SIGABRT and _OUT_OF_MEMORY.search(last_words)
+    status = Status.OUT_OF_MEMORY if aborted_for_memory else Status.ERROR
+    return {"status": status, "reason": f"worker died: {what}{where}", "details": details}
+
+
+def timeout_columns(limit_s: float, stage: str, last_words: str) -> dict[str, Any]:
+    """The row of a case that was stopped at its time limit."""
+    where = f" (in stage: {stage})" if stage else ""
+    return {
+        "status": Status.TIMEOUT,
+        "reason": f"stopped at its time limit of {limit_s:.3g} s{where}",
+        "details": last_words[-_DETAILS_LENGTH:] or None,
+    }
+
+
+def _memory_reason(text: str) -> str:
+    host = _HOST_ALLOCATION.search(text)
+    if host is None:
+        return text
+    return f"tried to allocate {int(host[1]) / 2**30:.3g} GiB of host memory, beyond what is left"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 1] + "…"

@@ -1,0 +1,227 @@
+"""Measures one subject: the order of the steps, and the columns that come out.
+
+The usual case::
+
+    baseline memory, setup, first call, checked call on poisoned memory, call under the memory
+    meter, warm-up, samples, checked call on poisoned memory
+
+A case whose calls take over ``slow_call_s`` cannot afford that. It gets no warm-up and two samples,
+and its second call serves at once as sample, as memory measurement and for the check: two or three
+calls altogether. The first call counts as the first sample where the second confirms it (it was
+not compiling); then ``compile_ms`` equals ``samples_ms[0]``. Otherwise a third call is the second
+sample, and it is checked as well. ``warmup_count`` is 0 either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dynbench.harness.case import Case
+from dynbench.harness.ceilings import Ceilings
+from dynbench.harness.memory import MemoryMeter, Peak, release_memory
+from dynbench.harness.poison import Block, output_blocks, overwritten_allocations, poison
+from dynbench.harness.schema import Status
+from dynbench.harness.subject import Correctness, Subject, Work
+from dynbench.harness.telemetry import Telemetry
+from dynbench.harness.timing import (
+    Samples,
+    StoppingCriterion,
+    Timed,
+    Timer,
+    make_timer,
+    median_precision,
+    quantile,
+    take_samples,
+)
+
+_FAIR_FIRST_CALL = 1.1  # a first call longer than this many second calls did more than the work
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much time measuring one case may take: see the module's text.
+
+    ``warmup_s`` is spent in calls before the first sample (the checked and the measured call are
+    not enough to settle clocks), ``max_warmup_calls`` ends that early for tiny kernels.
+    """
+
+    slow_call_s: float = 5.0
+    warmup_s: float = 0.5
+    max_warmup_calls: int = 200
+    criterion: StoppingCriterion = field(default_factory=StoppingCriterion)
+
+    @classmethod
+    def quick(cls) -> Limits:
+        """For a first answer: the same steps with fewer samples."""
+        criterion = StoppingCriterion(precision=0.03, min_samples=3, max_samples=25, max_seconds=1)
+        return cls(slow_call_s=2.0, warmup_s=0.1, criterion=criterion)
+
+
+@dataclass
+class _Taken:
+    """What the calls of one case gave."""
+
+    samples: Samples
+    warmup_count: int
+    peak: Peak
+    verdict: Correctness
+
+
+def measure(
+    subject: Subject,
+    case: Case,
+    machine: Mapping[str, Any],
+    ceilings: Ceilings | None,
+    limits: Limits,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:
+    """Measure ``subject`` and return the columns of its row: status, times, memory, rates, checks.
+
+    ``machine`` holds provenance columns and is passed through; without ``ceilings`` the columns
+    that need them stay empty. ``on_stage`` hears what begins. A failed check gives status
+    ``incorrect``; before sampling, it also ends the case. Whatever the subject raises is passed on.
+    """
+    timer = make_timer(case.timer, case.device)
+    meter = MemoryMeter(case.device)
+    columns: dict[str, Any] = {**machine, **work_columns(subject)}
+    if subject.setup is not None:
+        on_stage("setup")
+        subject.setup()
+    with Telemetry(case.device) as telemetry:
+        on_stage("first call")
+        first = timer.time(subject.run)
+        columns["compile_ms"] = first.ms
+        blocks = output_blocks(first.outputs)
+        first = first.without_outputs()
+        taken = _take(subject, timer, meter, limits, first, blocks, case.device, on_stage)
+        columns["device_memory_bytes"] = telemetry.memory_used_bytes()
+    columns.update(_verdict_columns(taken.verdict))
+    columns["peak_memory_bytes"] = taken.peak.allocated_bytes
+    columns["reserved_memory_bytes"] = taken.peak.reserved_bytes
+    if taken.samples.ms:
+        columns.update(_time_columns(taken.samples, taken.warmup_count))
+        columns.update(telemetry.columns(taken.samples.starts_s, taken.samples.end_s))
+        columns.update(rate_columns(subject.work, columns["latency_ms"], ceilings))
+    if taken.verdict.passed:
+        on_stage("facts")
+        columns.update(subject.facts())
+    return columns
+
+
+def work_columns(subject: Subject) -> dict[str, Any]:
+    """The columns known before anything is called: they stand in rows that failed, too."""
+    work = subject.work
+    return {
+        "provider_version": subject.version,
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "dense_flops": work.dense_flops,
+        "arithmetic_intensity": work.arithmetic_intensity,
+    }
+
+
+def rate_columns(work: Work, latency_ms: float, ceilings: Ceilings | None) -> dict[str, Any]:
+    """Rates of this work at this latency, beside the ceilings (columns None without them)."""
+    seconds = latency_ms / 1e3
+    roofline_s = ceilings.roofline_seconds(work.flops, work.bytes) if ceilings else None
+    return {
+        "effective_tflops": work.flops / seconds / 1e12,
+        "dense_equivalent_tflops": work.dense_flops / seconds / 1e12,
+        "roofline_share": roofline_s / seconds if roofline_s is not None else None,
+        "ceiling_copy_gb_s": ceilings.copy_gb_s if ceilings else None,
+        "ceiling_matmul_tflops": ceilings.matmul_tflops if ceilings else None,
+    }
+
+
+def _take(
+    subject: Subject,
+    timer: Timer,
+    meter: MemoryMeter,
+    limits: Limits,
+    first: Timed,
+    blocks: list[Block],
+    device: str,
+    on_stage: Callable[[str], None],
+) -> _Taken:
+    """Everything after the first call, in the order of the module's text."""
+
+    def checked_call(*, measured: bool) -> tuple[Timed, Peak, Correctness]:
+        release_memory(device)  # else freed memory of older calls would be handed out instead
+        if device == "cpu" and measured:  # what was released comes back from the kernel as zeros
+            timed, peak = meter.peak_of(lambda: timer.time(subject.run))
+        else:
+            poison(blocks)
+            with overwritten_allocations() if device == "cpu" else nullcontext():
+                timed, peak = meter.peak_of(lambda: timer.time(subject.run), keep_free_memory=True)
+        return timed.without_outputs(), peak, subject.check(timed.outputs)
+
+    slow_ms = limits.slow_call_s * 1e3
+    on_stage("check")
+    second, peak, verdict = checked_call(measured=first.ms > slow_ms)
+    if not verdict.passed:
+        return _Taken(Samples(), 0, peak, verdict)
+    if min(first.ms, second.ms) > slow_ms:
+        samples = Samples()
+        if first.ms <= _FAIR_FIRST_CALL * second.ms:
+            samples.add(first)
+            samples.add(second)
+        else:
+            on_stage("sampling")
+            third, _, last = checked_call(measured=True)
+            samples.add(second)
+            samples.add(third)
+            verdict = _worse(verdict, last)
+        return _Taken(samples, 0, peak, verdict)
+
+    on_stage("memory")
+    timed, peak = meter.peak_of(lambda: timer.time(subject.run).without_outputs())
+    calls, warm_ms = 2, timed.ms  # the checked call and this one
+    on_stage("warm-up")
+    while warm_ms < limits.warmup_s * 1e3 and calls < limits.max_warmup_calls:
+        warm_ms += timer.time(subject.run).ms
+        calls += 1
+    on_stage("sampling")
+    samples = take_samples(timer, subject.run, limits.criterion)
+    on_stage("check")
+    last = checked_call(measured=False)[2]
+    return _Taken(samples, calls, peak, _worse(verdict, last))
+
+
+def _worse(before: Correctness, after: Correctness) -> Correctness:
+    """One verdict of two checks: a failure wins, then the larger error."""
+    if not after.passed:
+        return replace(after, problem=f"after sampling: {_complaint(after)}")
+    return after if after.rms_error > before.rms_error else before
+
+
+def _complaint(verdict: Correctness) -> str:
+    return verdict.problem or (
+        f"rms error {verdict.rms_error:.3g} is beyond its tolerance {verdict.rms_tolerance:.3g}"
+    )
+
+
+def _verdict_columns(verdict: Correctness) -> dict[str, Any]:
+    return {
+        "status": Status.OK if verdict.passed else Status.INCORRECT,
+        "reason": None if verdict.passed else f"{_complaint(verdict)} ({verdict.checked})",
+        "rms_error": verdict.rms_error,
+        "rms_tolerance": verdict.rms_tolerance,
+        "dense_error": verdict.dense_error,
+        "checked": verdict.checked,
+    }
+
+
+def _time_columns(samples: Samples, warmup_count: int) -> dict[str, Any]:
+    return {
+        "samples_ms": samples.ms,
+        "samples_at_s": samples.at_s,
+        "latency_ms": quantile(samples.ms, 0.5),
+        "latency_q1_ms": quantile(samples.ms, 0.25),
+        "latency_q3_ms": quantile(samples.ms, 0.75),
+        "sample_count": len(samples.ms),
+        "precision": median_precision(samples.ms),
+        "warmup_count": warmup_count,
+    }

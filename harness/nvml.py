@@ -1,0 +1,141 @@
+"""The few NVML readings that the harness takes, each None where the driver does not offer it.
+
+NVML is reached through ``pynvml`` (package nvidia-ml-py). Without it, without a driver, or inside
+a container that hides it, ``open_device`` gives None and everything else goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+THROTTLE_BITS = {
+    0x04: "sw_power_cap",
+    0x08: "hw_slowdown",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+}
+"""Clock-event reasons that mean the device runs slower than it was asked to."""
+
+OTHER_BITS = {
+    0x02: "applications_clocks_setting",
+    0x10: "sync_boost",
+    0x100: "display_clocks_setting",
+}
+"""Clock-event reasons that hold the clock where the user or another display put it."""
+
+
+@dataclass(frozen=True)
+class NvmlDevice:
+    """One GPU as NVML sees it. Every method gives None where the reading is not offered."""
+
+    handle: Any
+
+    def uuid(self) -> str | None:
+        """The GPU's UUID, ``GPU-...``."""
+        return _read(lambda nvml: _text(nvml.nvmlDeviceGetUUID(self.handle)))
+
+    def driver_version(self) -> str | None:
+        """Version of the NVIDIA driver."""
+        return _read(lambda nvml: _text(nvml.nvmlSystemGetDriverVersion()))
+
+    def power_limit_w(self) -> float | None:
+        """Enforced power limit in watts."""
+        return _read(lambda nvml: nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1e3)
+
+    def memory_used_bytes(self) -> int | None:
+        """Memory in use on the whole device, by any process."""
+        return _read(lambda nvml: int(nvml.nvmlDeviceGetMemoryInfo(self.handle).used))
+
+    def sm_clock_mhz(self) -> float | None:
+        """Clock of the streaming multiprocessors."""
+        return _read(
+            lambda nvml: float(nvml.nvmlDeviceGetClockInfo(self.handle, nvml.NVML_CLOCK_SM))
+        )
+
+    def memory_clock_mhz(self) -> float | None:
+        """Clock of the device memory."""
+        return _read(
+            lambda nvml: float(nvml.nvmlDeviceGetClockInfo(self.handle, nvml.NVML_CLOCK_MEM))
+        )
+
+    def power_w(self) -> float | None:
+        """Board power in watts, averaged by the driver."""
+        return _read(lambda nvml: nvml.nvmlDeviceGetPowerUsage(self.handle) / 1e3)
+
+    def temperature_c(self) -> float | None:
+        """Temperature of the GPU in degrees Celsius."""
+
+        def read(nvml: Any) -> float:
+            return float(nvml.nvmlDeviceGetTemperature(self.handle, nvml.NVML_TEMPERATURE_GPU))
+
+        return _read(read)
+
+    def clock_event_bits(self) -> int | None:
+        """Bits of the reasons why clocks are below their maximum (THROTTLE_BITS, OTHER_BITS)."""
+
+        def read(nvml: Any) -> int:
+            # drivers before 535 know the call by its older name only
+            newer = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+            if newer is not None:
+                try:
+                    return int(newer(self.handle))
+                except nvml.NVMLError:
+                    pass
+            return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle))
+
+        return _read(read)
+
+
+def open_device(index: int = 0) -> NvmlDevice | None:
+    """The GPU that torch calls ``cuda:index``, or None without NVML.
+
+    torch and NVML number devices differently (CUDA_VISIBLE_DEVICES counts for one only), so the
+    device is found by its UUID, and by its index only where that fails. Starts CUDA in torch.
+    """
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    uuid = getattr(properties, "uuid", None)
+
+    def find(nvml: Any) -> NvmlDevice:
+        nvml.nvmlInit()  # counted: calling it again is fine
+        if uuid is not None:
+            for prefix in ("GPU-", "MIG-"):
+                try:
+                    name = prefix + str(uuid).removeprefix(prefix)
+                    return NvmlDevice(nvml.nvmlDeviceGetHandleByUUID(name))
+                except nvml.NVMLError:
+                    continue
+        return NvmlDevice(nvml.nvmlDeviceGetHandleByIndex(index))
+
+    return _read(find)
+
+
+def event_reasons(bits: int) -> list[str]:
+    """Names of the clock-event reasons in ``bits``, idle left out."""
+    return [name for bit, name in sorted({**THROTTLE_BITS, **OTHER_BITS}.items()) if bits & bit]
+
+
+def is_throttled(bits: int) -> bool:
+    """Whether ``bits`` name a reason that slows the device down."""
+    return any(bits & bit for bit in THROTTLE_BITS)
+
+
+def _read(read: Callable[[Any], T]) -> T | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        return read(pynvml)
+    except (pynvml.NVMLError, AttributeError):  # not offered by this driver or by this package
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,214 @@
+"""Timers, and when to stop sampling.
+
+Two traps decide the form of this module. A fixed number of samples is too many for a slow case and
+too few for a noisy one: so sampling stops when the median is known to a given precision, between a
+floor and a ceiling of samples. And a kernel that finds its inputs in the cache because the last
+call left them there looks faster than it is: so on a GPU a buffer larger than the cache is written
+before each sample, outside the timed window.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+_CONFIDENCE = 0.95
+_SMALLEST_FLUSH_BYTES = 256 * 2**20  # long enough a write to hide a launch behind
+
+
+@dataclass(frozen=True)
+class StoppingCriterion:
+    """Stop when the median is precise enough, or at a ceiling of samples or of time.
+
+    ``precision`` is the half-width of the median's 95 % interval over the median. At least
+    ``min_samples`` are taken, whatever they cost; past those, ``max_seconds`` ends it.
+    """
+
+    precision: float = 0.01
+    min_samples: int = 5
+    max_samples: int = 100
+    max_seconds: float = 10.0
+
+    def enough(self, samples_ms: list[float], elapsed_s: float) -> bool:
+        """Whether to stop after these samples."""
+        if len(samples_ms) < self.min_samples:
+            return False
+        if len(samples_ms) >= self.max_samples or elapsed_s >= self.max_seconds:
+            return True
+        reached = median_precision(samples_ms)
+        return reached is not None and reached <= self.precision
+
+
+@dataclass
+class Samples:
+    """Durations in milliseconds, and when each began on the host's monotonic clock, in seconds."""
+
+    ms: list[float] = field(default_factory=list)
+    starts_s: list[float] = field(default_factory=list)
+
+    @property
+    def at_s(self) -> list[float]:
+        """When each sample began, in seconds after the first."""
+        return [start - self.starts_s[0] for start in self.starts_s]
+
+    @property
+    def end_s(self) -> float:
+        """When the last sample ended, on the host's monotonic clock."""
+        return self.starts_s[-1] + self.ms[-1] / 1e3
+
+    def add(self, timed: Timed) -> None:
+        """Keep the time of one more call (not what it returned)."""
+        self.ms.append(timed.ms)
+        self.starts_s.append(timed.start_s)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One timed call: its duration, when it began (host's monotonic clock) and what it returned."""
+
+    ms: float
+    start_s: float
+    outputs: Any = None
+
+    def without_outputs(self) -> Timed:
+        """The same time, holding no tensors."""
+        return Timed(self.ms, self.start_s)
+
+
+class Timer(Protocol):
+    """Times one call; the device is idle before and after."""
+
+    def time(self, run: Callable[[], Any]) -> Timed:
+        """Call ``run`` once and time it."""
+
+
+class WallTimer:
+    """The host's clock; on ``cuda`` the device is synchronised on both sides of the window."""
+
+    def __init__(self, device: str) -> None:
+        self._synchronize: Callable[[], object] = _nothing
+        if device == "cuda":
+            import torch
+
+            self._synchronize = torch.cuda.synchronize
+
+    def time(self, run: Callable[[], Any]) -> Timed:
+        """Call ``run`` once and time it."""
+        self._synchronize()
+        start_s = time.perf_counter()
+        outputs = run()
+        self._synchronize()
+        return Timed((time.perf_counter() - start_s) * 1e3, start_s, outputs)
+
+
+class EventTimer:
+    """Device events around the call, after a write that leaves nothing of the inputs in the cache.
+
+    The write is queued just before the first event: it is outside the window, and while it runs
+    the host gets ahead, so that the launch of a short kernel is not timed with it. The buffer is
+    at least twice the L2 cache.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        cache_bytes = int(getattr(properties, "L2_cache_size", 0))
+        size = max(2 * cache_bytes, _SMALLEST_FLUSH_BYTES)
+        self._flush = torch.empty(size // 4, dtype=torch.int32, device="cuda")
+
+    def time(self, run: Callable[[], Any]) -> Timed:
+        """Call ``run`` once and time it."""
+        import torch
+
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        self._flush.zero_()
+        start_s = time.perf_counter()
+        begin.record()
+        outputs = run()
+        end.record()
+        torch.cuda.synchronize()
+        return Timed(begin.elapsed_time(end), start_s, outputs)
+
+
+def make_timer(kind: str, device: str) -> Timer:
+    """The timer a case names: ``wall``, or ``event`` on a GPU. Raises ValueError for another."""
+    if kind == "wall":
+        return WallTimer(device)
+    if kind == "event" and device == "cuda":
+        return EventTimer()
+    raise ValueError(f"timer '{kind}' does not exist on {device}; use wall, or event on cuda")
+
+
+def take_samples(timer: Timer, run: Callable[[], Any], criterion: StoppingCriterion) -> Samples:
+    """Time ``run`` until the criterion is met.
+
+    The outputs of a call are released before the next begins, outside the window, and Python's
+    garbage collector rests meanwhile.
+    """
+    samples = Samples()
+    began = time.perf_counter()
+    with _no_garbage_collection():
+        while True:
+            samples.add(timer.time(run))
+            if criterion.enough(samples.ms, time.perf_counter() - began):
+                return samples
+
+
+def median_precision(samples_ms: list[float]) -> float | None:
+    """Half-width of the median's 95 % interval over the median; None below six samples.
+
+    The interval lies between order statistics (ranks from the binomial distribution), so it
+    assumes nothing about how the samples are distributed; five samples carry no such interval.
+    """
+    count = len(samples_ms)
+    rank = _interval_rank(count)
+    if rank < 1:
+        return None
+    median = quantile(samples_ms, 0.5)
+    if median <= 0:
+        return None
+    ordered = sorted(samples_ms)
+    return (ordered[count - rank] - ordered[rank - 1]) / 2 / median
+
+
+@functools.cache
+def _interval_rank(count: int) -> int:
+    """The largest rank k such that the median lies below the k-th of ``count`` samples, and above
+    the k-th from the end, with a chance of at most 2.5 % each; 0 if there is none."""
+    from scipy.special import bdtr  # scipy.stats has it too, but takes a second to import
+
+    rank = 0
+    while 2 * rank < count and bdtr(rank, count, 0.5) <= (1 - _CONFIDENCE) / 2:
+        rank += 1
+    return rank
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The quantile ``share`` (0 to 1), interpolated linearly. Raises IndexError for no values."""
+    import numpy as np
+
+    return float(np.quantile(np.asarray(values, dtype=float), share))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _nothing() -> None:
+    """Nothing to wait for on a CPU."""

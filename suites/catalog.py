@@ -1,0 +1,147 @@
+"""What can be measured: suites and providers, described without importing any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynbench.suites.shapes import UsageError, unknown
+
+PASSES = ("forward", "backward", "forward_backward")
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class SuiteInfo:
+    """One kind of work. ``inputs`` lists the input distributions it takes, its default first."""
+
+    name: str
+    summary: str
+    passes: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProviderInfo:
+    """One implementation.
+
+    Attributes:
+        name: what the command line calls it.
+        summary: one line for ``dynbench list``.
+        computes: ``dense`` causal attention, ``nsa`` (the paper's configuration) or ``dynnsiha``
+            (the word-guided one, with query_tile and private_blocks as axes).
+        synthesised: in suite ``layer``, q, k, v and y come from sparse Bayesian layers instead of
+            plain projections.
+        suites, passes, devices: what it serves; elsewhere its rows are ``unsupported``.
+        variants: names after a colon (``sdpa:cudnn``); the bare name lets the provider choose.
+        packages: distributions that it needs beside torch, any one of which suffices.
+    """
+
+    name: str
+    summary: str
+    computes: str = "dense"
+    synthesised: bool = False
+    suites: tuple[str, ...] = ("attention", "layer")
+    passes: tuple[str, ...] = PASSES
+    devices: tuple[str, ...] = DEVICES
+    variants: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+
+SUITES: dict[str, SuiteInfo] = {
+    suite.name: suite
+    for suite in (
+        SuiteInfo("attention", "q, k, v (and gates) to o", PASSES, ("normal",)),
+        SuiteInfo(
+            "layer",
+            "x to y: synthesis or projections, attention, output projection; fed by real text",
+            PASSES,
+            ("text", "normal"),
+        ),
+    )
+}
+
+PROVIDERS: dict[str, ProviderInfo] = {
+    provider.name: provider
+    for provider in (
+        ProviderInfo(
+            "sdpa",
+            "torch's scaled_dot_product_attention; the bare name is torch's own choice of kernel",
+            variants=("flash", "cudnn", "efficient", "math"),
+        ),
+        ProviderInfo(
+            "flash",
+            "FlashAttention 4, 3 or 2, whichever imports",
+            devices=("cuda",),
+            packages=("flash-attn-4", "flash-attn-3", "flash-attn"),
+        ),
+        ProviderInfo(
+            "flex",
+            "torch's FlexAttention, compiled, with a causal block mask",
+            devices=("cuda",),
+        ),
+        ProviderInfo("nsa", "native sparse attention, the paper's windows, exact lists", "nsa"),
+        ProviderInfo(
+            "dynsiha",
+            "DynSIHA: dense attention at the same heads; in suite layer with synthesised q, k, v",
+            synthesised=True,
+        ),
+        ProviderInfo(
+            "dynnsiha",
+            "DynNSIHA: word-guided sparse attention; axes query_tile and private_blocks",
+            "dynnsiha",
+            synthesised=True,
+        ),
+    )
+}
+
+
+def resolve_suite(name: str) -> SuiteInfo:
+    """The suite of that name. Raises UsageError naming the nearest one if there is none."""
+    if name not in SUITES:
+        raise UsageError(unknown("suite", name, list(SUITES)))
+    return SUITES[name]
+
+
+def provider_names() -> list[str]:
+    """Every name that ``--providers`` takes, variants included."""
+    return [
+        name
+        for provider in PROVIDERS.values()
+        for name in (provider.name, *(f"{provider.name}:{v}" for v in provider.variants))
+    ]
+
+
+def provider_info(name: str) -> ProviderInfo | None:
+    """The built-in provider behind a name with or without variant; None for a user's own."""
+    return PROVIDERS.get(name.partition(":")[0])
+
+
+def resolve_providers(
+    text: str, suite: str, device: str, own: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The providers named in a comma list, in its order and without duplicates.
+
+    ``own`` are the names of the user's provider files. A provider that does not serve the device or
+    needs an absent package stays: its rows say so. Raises UsageError for an unknown suite, device
+    or provider (naming the nearest) and for an empty list.
+    """
+    resolve_suite(suite)
+    if device not in DEVICES:
+        raise UsageError(unknown("device", device, DEVICES))
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError("no provider given: for example --providers sdpa,dynnsiha")
+    known = [*provider_names(), *own]
+    for name in names:
+        if name not in known:
+            raise UsageError(unknown("provider", name, known))
+    return tuple(dict.fromkeys(names))
+
+
+def default_providers(device: str) -> tuple[str, ...]:
+    """What is compared by default: on a GPU also torch's cuDNN kernel and FlashAttention."""
+    if device == "cpu":
+        return ("sdpa", "nsa", "dynsiha", "dynnsiha")
+    return ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")

@@ -1,0 +1,212 @@
+"""From a request to the list of cases. Imports no torch, measures nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dynbench.harness.case import Case, Value
+from dynbench.suites.catalog import (
+    DEVICES,
+    DTYPES,
+    default_providers,
+    provider_info,
+    resolve_providers,
+    resolve_suite,
+)
+from dynbench.suites.own import OwnProvider, read_own_provider
+from dynbench.suites.settings import BLOCK_SIZE, FORCED_BLOCKS, sparse_settings
+from dynbench.suites.shapes import SHAPES, Shape, UsageError, unknown
+from dynbench.suites.sparsity import solve_top_n
+
+TOP_N = 16
+WINDOW = 512
+PRIVATE_BLOCKS = 2
+
+Tile = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """A request. None means the default of the device, as described in ``plan``.
+
+    Attributes:
+        seq_lens: tokens per sequence, in the order to be measured.
+        device: ``cpu`` or ``cuda``.
+        suite, providers, passes, dtype: names; a provider may carry a variant (``sdpa:cudnn``).
+        shapes: head shapes (see shapes.py); batch overrides theirs, model_dim their width in
+            suite ``layer``.
+        top_n, window: selection blocks per query and keys of the sliding branch.
+        query_tiles, private_blocks: axes of the providers that compute ``dynnsiha``; ``auto`` is
+            the word-guided default. private_blocks is irrelevant at query_tile 1 and is 0 there.
+        sparsities: shares of causal pairs to leave out; each one solves top_n, per sequence length.
+        inputs: distribution of the inputs; None is the suite's first.
+        seed: of inputs and parameters.
+        provider_files: the user's own providers, measured beside ``providers``.
+    """
+
+    seq_lens: tuple[int, ...]
+    device: str
+    suite: str = "attention"
+    providers: tuple[str, ...] | None = None
+    passes: tuple[str, ...] | None = None
+    shapes: tuple[Shape, ...] | None = None
+    dtype: str | None = None
+    batch: int | None = None
+    model_dim: int | None = None
+    top_n: int | None = None
+    window: int = WINDOW
+    query_tiles: tuple[Tile, ...] | None = None
+    private_blocks: tuple[int, ...] | None = None
+    sparsities: tuple[float, ...] = ()
+    inputs: str | None = None
+    seed: int = 0
+    provider_files: tuple[Path, ...] = ()
+
+
+def plan(options: PlanOptions) -> list[Case]:
+    """The cases of a request: short sequences first, providers side by side, no duplicates.
+
+    Defaults without a GPU: one head of 64 in float32, the forward pass, providers sdpa, nsa,
+    dynsiha and dynnsiha, the last with exact lists and with 16 queries sharing (two private
+    blocks). With a GPU: shape ``paper`` in bfloat16, forward and backward, cuDNN and FlashAttention
+    beside them, dynnsiha with its automatic tile.
+
+    Combinations that no provider could serve raise UsageError; those that one provider cannot serve
+    are planned, and become rows that say why. Block counts that do not fit are clamped: private
+    blocks to what top_n leaves beside the forced ones.
+    """
+    suite = resolve_suite(options.suite)
+    own = [read_own_provider(Path(path)) for path in options.provider_files]
+    _check(options)
+    computes = _providers(options, own)
+    passes = options.passes or (
+        ("forward",) if options.device == "cpu" else ("forward", "backward")
+    )
+    for pass_ in passes:
+        if pass_ not in suite.passes:
+            raise UsageError(unknown("pass", pass_, suite.passes))
+    shapes = options.shapes or (SHAPES["cpu" if options.device == "cpu" else "paper"],)
+    cases = {
+        case.case_id: case
+        for shape, seq_len, pass_, (name, kind) in itertools.product(
+            shapes, options.seq_lens, passes, computes.items()
+        )
+        for settings in _settings(options, shape, seq_len, kind)
+        for case in [_case(options, shape, seq_len, pass_, name, settings)]
+    }
+    return list(cases.values())
+
+
+def _check(options: PlanOptions) -> None:
+    """Raise UsageError for values that no case could have."""
+    suite = resolve_suite(options.suite)
+    if options.device not in DEVICES:
+        raise UsageError(unknown("device", options.device, DEVICES))
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise UsageError(unknown("dtype", options.dtype, DTYPES))
+    if options.inputs is not None and options.inputs not in suite.inputs:
+        raise UsageError(
+            f"suite {suite.name} takes inputs {' or '.join(suite.inputs)}, not {options.inputs!r}"
+        )
+    if not options.seq_lens:
+        raise UsageError("no sequence length given: for example --seq 8k..128k")
+    least = {"seq_lens": 1, "window": 1, "private_blocks": 0, "top_n": FORCED_BLOCKS, "batch": 1}
+    least["model_dim"] = 1
+    for name, bound in least.items():
+        given = getattr(options, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and value < bound:
+                raise UsageError(f"{name}={value}: must be at least {bound}")
+    for tile in options.query_tiles or ():
+        if tile != "auto" and (tile < 1 or BLOCK_SIZE % tile):
+            divisors = [str(r) for r in range(1, BLOCK_SIZE + 1) if BLOCK_SIZE % r == 0]
+            raise UsageError(
+                f"query_tile={tile} does not divide blocks of {BLOCK_SIZE}: "
+                f"use {', '.join(divisors)} or auto"
+            )
+    for share in options.sparsities:
+        if not 0 <= share < 1:
+            raise UsageError(f"sparsity={share}: must be at least 0 and below 1, like 0.9")
+    if options.sparsities and options.top_n is not None:
+        raise UsageError("sparsity and top_n exclude each other: sparsity solves top_n")
+
+
+def _providers(options: PlanOptions, own: list[OwnProvider]) -> dict[str, str]:
+    """What each provider computes, by name, in the order to be measured."""
+    own_computes = {provider.name: provider.computes for provider in own}
+    if len(own_computes) < len(own):
+        raise UsageError("two provider files have the same name: rename one of them")
+    names = options.providers or default_providers(options.device)
+    named = resolve_providers(",".join(names), options.suite, options.device, tuple(own_computes))
+    built_in = {name: info.computes for name in named if (info := provider_info(name))}
+    return {
+        name: (built_in | own_computes)[name] for name in dict.fromkeys((*named, *own_computes))
+    }
+
+
+def _settings(
+    options: PlanOptions, shape: Shape, seq_len: int, computes: str
+) -> Iterator[dict[str, Value]]:
+    """How one provider does its work: one entry per point of its axes."""
+    if computes == "dense":
+        yield {"lists": "dense"}
+        return
+    for tile, private in _axes(options, computes):
+        for target in options.sparsities or (None,):
+            if target is None:
+                top_n = options.top_n or TOP_N
+            else:
+                top_n = solve_top_n(seq_len, options.window, target)
+            settings = sparse_settings(
+                computes,
+                shape.q_heads,
+                shape.kv_heads,
+                top_n=top_n,
+                window=options.window,
+                query_tile=tile,
+                private_blocks=min(private, top_n - FORCED_BLOCKS),
+            )
+            yield settings if target is None else settings | {"target_sparsity": target}
+
+
+def _axes(options: PlanOptions, computes: str) -> list[tuple[Tile, int]]:
+    """Pairs (query_tile, private_blocks) to measure."""
+    if computes == "nsa":
+        return [(1, 0)]
+    tiles = options.query_tiles or ((1, 16) if options.device == "cpu" else ("auto",))
+    return list(itertools.product(tiles, options.private_blocks or (PRIVATE_BLOCKS,)))
+
+
+def _case(
+    options: PlanOptions,
+    shape: Shape,
+    seq_len: int,
+    pass_: str,
+    provider: str,
+    settings: Mapping[str, Value],
+) -> Case:
+    workload: dict[str, Value] = {
+        "batch": options.batch or shape.batch,
+        "seq_len": seq_len,
+        "q_heads": shape.q_heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "inputs": options.inputs or resolve_suite(options.suite).inputs[0],
+        "seed": options.seed,
+    }
+    if options.suite == "layer":
+        workload["model_dim"] = options.model_dim or shape.width
+    return Case(
+        suite=options.suite,
+        provider=provider,
+        pass_=pass_,
+        device=options.device,
+        dtype=options.dtype or ("float32" if options.device == "cpu" else "bfloat16"),
+        timer="wall" if options.device == "cpu" else "event",
+        workload=workload,
+        settings=dict(settings),
+    )

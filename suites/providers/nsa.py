@@ -1,0 +1,12 @@
+"""Native sparse attention with the NSA paper's windows and exact lists."""
+
+from __future__ import annotations
+
+from dynbench.suites.providers.base import Provider
+from dynbench.suites.providers.core import sparse_core
+from dynbench.suites.spec import Spec
+
+
+def load(spec: Spec, variant: str = "") -> Provider:
+    """The sparse core; the case's settings hold the paper's configuration."""
+    return sparse_core(spec)

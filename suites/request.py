@@ -1,0 +1,155 @@
+"""A request as text: what a command line and a config file say, and how to repeat a case.
+
+The grammar of sequence lengths and number lists is the harness's; here are the parts that know
+shapes, devices and settings.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dynbench.harness.case import Case
+from dynbench.harness.sweep import format_length, parse_ints
+from dynbench.suites.catalog import DEVICES
+from dynbench.suites.plan import Tile
+from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_HEADS = ("q_heads", "kv_heads", "head_dim")
+_WORK_OPTIONS = (*_HEADS, "model_dim", "batch", "inputs", "seed")
+_SPARSE_OPTIONS = ("window", "query_tile", "private_blocks")
+
+
+def parse_names(text: str | None, option: str) -> tuple[str, ...] | None:
+    """The names of a comma list, without duplicates; None for an option that was not given.
+
+    Raises UsageError for a list without a name.
+    """
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise UsageError(f"{option}: no name given; dynbench list shows what there is")
+    return names
+
+
+def parse_duration_s(text: str, option: str) -> float:
+    """Seconds in ``90s``, ``10m``, ``1.5h`` or ``90``. Raises UsageError."""
+    match = _DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise UsageError(f"{option}: {text!r} is no time; write for example 90s, 10m or 1h")
+    return seconds
+
+
+def parse_tiles(text: str | None) -> tuple[Tile, ...] | None:
+    """Query tiles: a comma list of numbers and ``auto``; None for None. Raises SweepError."""
+    tiles: list[Tile] = []
+    for name in parse_names(text, "--query-tile") or ():
+        if name == "auto":
+            tiles.append("auto")
+        else:
+            tiles += parse_ints(name, name="--query-tile", low=1, example="1,16 or auto")
+    return tuple(tiles) or None
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Numbers from 0 on, in the sweep grammar; None for None. Raises SweepError."""
+    return None if text is None else tuple(parse_ints(text, name=option, example="0,2,4"))
+
+
+def choose_device(wanted: str | None) -> str:
+    """The device to measure: ``wanted``, or cuda where torch finds a GPU and else cpu.
+
+    Imports torch unless cpu is wanted. Raises UsageError for an unknown or absent device.
+    """
+    if wanted is not None and wanted not in DEVICES:
+        raise UsageError(unknown("device", wanted, DEVICES))
+    if wanted == "cpu":
+        return wanted
+    import torch
+
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise UsageError("--device cuda: torch finds no GPU here (dynbench doctor says more)")
+    return "cuda" if found else "cpu"
+
+
+def choose_shapes(
+    names: str | None, q_heads: int | None, kv_heads: int | None, head_dim: int | None, device: str
+) -> tuple[Shape, ...] | None:
+    """Shapes named in a comma list, or one made from single numbers; None where nothing is given.
+
+    Of the single numbers, those not given are the device's default shape's; kv_heads is q_heads.
+    Raises UsageError for an unknown name, bad numbers, and names and numbers together.
+    """
+    named = parse_names(names, "--shape")
+    given = [number for number in (q_heads, kv_heads, head_dim) if number is not None]
+    if named and given:
+        raise UsageError("--shape excludes --q-heads, --kv-heads and --head-dim: give one of them")
+    if named:
+        return tuple(resolve_shape(name) for name in named)
+    if not given:
+        return None
+    base = SHAPES["cpu" if device == "cpu" else "paper"]
+    heads = base.q_heads if q_heads is None else q_heads
+    groups = heads if kv_heads is None else kv_heads
+    return (Shape("", heads, groups, base.head_dim if head_dim is None else head_dim),)
+
+
+def describe(cases: Sequence[Case]) -> str:
+    """The kind of work in one line: ``attention forward in float32, heads (H/K/D) 1/1/64``."""
+    work = sorted({f"{case.suite} {case.pass_} in {case.dtype}" for case in cases})
+    heads = sorted({tuple(int(case.workload[name]) for name in _HEADS) for case in cases})
+    return f"{', '.join(work)}, heads (H/K/D) {', '.join('/'.join(map(str, h)) for h in heads)}"
+
+
+def read_config(path: Path, repeatable: Mapping[str, bool]) -> dict[str, str | list[str]]:
+    """A TOML file's values as the command line would give them: text, or texts where repeatable.
+
+    ``repeatable`` has every known option (``q-heads``; the file may also write ``q_heads``) and
+    whether it may be given several times; elsewhere a list becomes a comma list. Raises UsageError
+    for a file that cannot be read, an unknown key (naming the nearest) and a table.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise UsageError(f"--config {path}: {error}") from None
+    texts: dict[str, str | list[str]] = {}
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        if name not in repeatable:
+            raise UsageError(f"--config {path}: {unknown('key', key, sorted(repeatable))}")
+        if isinstance(value, dict):
+            raise UsageError(f"--config {path}: {key} takes a value or a list, not a table")
+        items = [str(item) for item in (value if isinstance(value, list) else [value])]
+        texts[name] = items if repeatable[name] else ",".join(items)
+    return texts
+
+
+def repeat_command(case: Case, provider_files: Sequence[Path] = ()) -> str:
+    """The command line that plans exactly ``case`` and nothing else.
+
+    ``provider_files`` are the user's own providers of the run; the case's own one is named.
+    """
+    words = ["dynbench", "run", "--suite", case.suite, "--providers", case.provider]
+    for path in provider_files:
+        words += ["--provider-file", str(path)] if path.stem == case.provider else []
+    words += ["--pass", case.pass_, "--seq", format_length(int(case.workload["seq_len"]))]
+    values = {name: case.workload[name] for name in _WORK_OPTIONS if name in case.workload}
+    if "target_sparsity" in case.settings:
+        values["sparsity"] = case.settings["target_sparsity"]
+    elif "top_n" in case.settings:
+        values["top_n"] = case.settings["top_n"]
+    values |= {name: case.settings[name] for name in _SPARSE_OPTIONS if name in case.settings}
+    values |= {"dtype": case.dtype, "device": case.device}
+    for name, value in values.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)

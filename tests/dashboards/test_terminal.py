@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from dynbench.dashboards.terminal import (
+    RunDisplay,
+    duration_text,
+    facts_table,
+    latency_text,
+    plan_table,
+    row_line,
+    rows_table,
+)
+from dynbench.harness.schema import complete_row
+from dynbench.harness.store import frame_of
+
+
+def row(**columns):
+    base = {
+        "run_id": "r",
+        "workload_id": "w",
+        "suite": "attention",
+        "provider": "sdpa",
+        "pass": "forward",
+        "status": "ok",
+        "seq_len": 8192,
+        "q_heads": 1,
+        "kv_heads": 1,
+        "head_dim": 64,
+        "latency_ms": 12.0,
+        "latency_q1_ms": 11.5,
+        "latency_q3_ms": 12.5,
+        "peak_memory_bytes": 3 * 2**20,
+    }
+    return complete_row(base | columns)
+
+
+def text_of(renderable) -> str:
+    console = Console(file=io.StringIO(), width=200, markup=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_speedups_refer_to_the_same_run_and_workload():
+    rows = [
+        row(),
+        row(provider="nsa", latency_ms=3.0),
+        row(provider="nsa", latency_ms=3.0, workload_id="other"),
+        row(provider="nsa", latency_ms=3.0, run_id="other"),
+    ]
+    assert re.findall(r"\S+×", text_of(rows_table(frame_of(rows)))) == ["1.00×", "4.00×"]
+    some = frame_of(rows[1:2])
+    assert "×" not in text_of(rows_table(some))
+    assert "4.00×" in text_of(rows_table(some, among=frame_of(rows)))
+    assert "vs nsa" in text_of(rows_table(frame_of(rows), baseline="nsa"))
+
+
+def test_a_failed_baseline_gives_no_speedup():
+    rows = [row(status="incorrect", reason="beyond its tolerance"), row(provider="nsa")]
+    shown = text_of(rows_table(frame_of(rows)))
+    assert "×" not in shown
+    assert "incorrect: beyond its tolerance" in shown
+
+
+def test_only_settings_that_differ_are_shown():
+    rows = [
+        row(),
+        row(provider="dynnsiha", query_tile=1, private_blocks=0, window=512),
+        row(provider="dynnsiha", query_tile=16, private_blocks=2, window=512),
+    ]
+    header, _, exact, hybrid = text_of(rows_table(frame_of(rows))).splitlines()
+    assert re.findall(r"\S+", header)[:5] == ["provider", "pass", "R", "m", "T"]
+    assert exact.split()[:5] == ["dynnsiha", "forward", "1", "0", "8k"]
+    assert hybrid.split()[:5] == ["dynnsiha", "forward", "16", "2", "8k"]
+
+
+def test_text_from_rows_is_neither_markup_nor_control_code():
+    rows = [row(provider="[red]x\x1b[31m", status="error", reason="[/bold] \x07 twice\nlines")]
+    shown = text_of(rows_table(frame_of(rows)))
+    assert "[red]x" in shown
+    assert "[/bold]" in shown
+    assert not {"\x1b", "\x07"} & set(shown)
+    assert len(shown.splitlines()) == 2
+
+
+def test_a_plan_shows_cases_and_times():
+    planned = {"case_id": "abc", "provider": "nsa", "pass": "forward", "seq_len": 1024}
+    shown = text_of(plan_table([planned, planned | {"seq_len": 2048}], [3.2, 600])).splitlines()
+    assert shown[1].split() == ["abc", "nsa", "forward", "1k", "3", "s"]
+    assert shown[2].split() == ["abc", "nsa", "forward", "2k", "10", "min"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (40, "40 s"),
+        (99.4, "99 s"),
+        (100, "2 min"),
+        (5900, "98 min"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        (1, "12.0 ms [11.5, 12.5]"),
+        (1000, "12.0 s [11.5, 12.5]"),
+        (0.001, "12.0 µs [11.5, 12.5]"),
+    ],
+)
+def test_median_and_quartiles_share_a_unit(scale, text):
+    latencies = {"latency_ms": 12.0, "latency_q1_ms": 11.5, "latency_q3_ms": 12.5}
+    assert latency_text(row(**{name: ms * scale for name, ms in latencies.items()})) == text
+
+
+def test_one_row_in_one_line():
+    assert row_line(row()) == "attention/sdpa forward T=8k: 12.0 ms [11.5, 12.5], peak 3.00 MiB"
+    tiled = row_line(row(provider="dynnsiha", query_tile=16, private_blocks=2))
+    assert tiled.startswith("attention/dynnsiha forward T=8k R=16 m=2: ")
+    failed = row(status="timeout", reason="10 s\nare over", latency_ms=None)
+    assert row_line(failed) == "attention/sdpa forward T=8k: timeout: 10 s are over"
+
+
+def test_facts_name_units_and_leave_hashes_out():
+    facts = {"host_memory_bytes": 2**33, "host_hash": "beef", "gpu_name": None, "git_dirty": False}
+    shown = text_of(facts_table(facts))
+    assert re.search(r"host memory +8\.00 GiB", shown)
+    assert re.search(r"git dirty +no", shown)
+    assert "beef" not in shown
+    assert "gpu" not in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_is_quiet_unless_on_a_terminal(terminal):
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=terminal, highlight=False)
+    with RunDisplay(console) as display:
+        display.run_started(total=2, already_done=1, predicted_s=90)
+        display.case_started("attention/sdpa forward T=8192", seconds_left=90)
+        display.stage_started("attention/sdpa forward T=8192: sampling")
+        display.row_finished(row(), done=1, seconds_left=40)
+        display.row_finished(row(), done=2, seconds_left=0)
+    shown = file.getvalue()
+    assert "2 cases, predicted: 90 s (1 finished before)" in shown
+    if terminal:
+        assert "2/2" in shown
+        assert "left" in shown
+    else:
+        assert shown.splitlines()[1:] == [
+            "[1/2] attention/sdpa forward T=8k: 12.0 ms [11.5, 12.5], peak 3.00 MiB, 40 s left",
+            "[2/2] attention/sdpa forward T=8k: 12.0 ms [11.5, 12.5], peak 3.00 MiB",
+        ]

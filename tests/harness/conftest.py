@@ -1,0 +1,33 @@
+"""What the tests of the harness share: cases of planted providers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dynbench.harness.case import Case
+
+
+def _planted_case(provider: str, size: int = 1000, device: str = "cpu") -> Case:
+    timer = "event" if device == "cuda" else "wall"
+    return Case("planted", provider, "forward", device, "float32", timer, {"seq_len": size})
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _frozen_heap() -> Iterator[None]:
+    """Measuring collects garbage often, which is slow in a process as large as a test run's."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Case]:
+    """Makes cases of the providers in planted.py, which workers started meanwhile can import."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return _planted_case

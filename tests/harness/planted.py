@@ -1,0 +1,138 @@
+"""Providers that misbehave on purpose, prepared as a suite would: the case's provider names one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dynbench.harness.case import Case
+from dynbench.harness.subject import Correctness, Subject, Unavailable, Unsupported, Work
+
+GIB = 2**30
+
+
+def prepare(case: Case, provider_files: tuple[str, ...]) -> Subject:
+    """The subject of ``case``; the first provider file, if any, gets one line for each case."""
+    for log in provider_files[:1]:
+        with Path(log).open("a", encoding="utf-8") as lines:
+            lines.write(f"{case.provider}/{case.workload['seq_len']} {os.getpid()}\n")
+    size = int(case.workload["seq_len"])
+    source = torch.arange(size, dtype=torch.float32, device=case.device)
+
+    def run() -> torch.Tensor:
+        action = ACTIONS.get(case.provider)
+        if action is not None:
+            action()
+        return source * 2
+
+    def check(output: torch.Tensor) -> Correctness:
+        expected = source * (3 if case.provider == "wrong" else 2)
+        error = (output - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        return Correctness(float(error), 1e-4, f"all {size} values")
+
+    def facts() -> dict[str, object]:
+        return {"backend": "planted"} if case.provider != "misspelt" else {"bakcend": "planted"}
+
+    return Subject(run, check, Work(2 * size, 8 * size, 4 * size), "planted 1", facts=facts)
+
+
+def _segfault() -> None:
+    ctypes.string_at(0)
+
+
+def _sleep_for_ever() -> None:
+    while True:
+        time.sleep(60)
+
+
+def _leak_stdout() -> None:
+    print("a provider's print")
+    os.write(1, b'{"kind": "row", "columns": {}}\n' * 100)
+    os.write(2, b"noise \xff\n")
+
+
+def _exceed_address_space() -> None:
+    held = [torch.empty(GIB, dtype=torch.uint8) for _ in range(4096)]  # never touched
+    raise AssertionError(f"{len(held)} GiB were handed out")
+
+
+def _raise() -> None:
+    raise ValueError("planted\nin two lines")
+
+
+def _raise_unavailable() -> None:
+    raise Unavailable("package planted is not installed; pip install planted")
+
+
+def _raise_unsupported() -> None:
+    raise Unsupported("planted serves no such shape; the nearest is 8k")
+
+
+def _change_globals() -> None:
+    torch.set_num_threads(7)
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+
+
+def _expect_defaults() -> None:
+    if torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled():
+        raise AssertionError("a case sees what the case before it set")
+    if torch.get_num_threads() == 7:
+        raise AssertionError("a case sees the threads that the case before it set")
+
+
+def _write_to_pipes() -> None:
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b"garbage\n")
+        except OSError:
+            continue
+
+
+def _close_pipes() -> None:
+    os.closerange(3, 64)
+    time.sleep(60)
+
+
+def _fault_on_device() -> None:
+    index = torch.tensor([1 << 30], device="cuda")
+    torch.zeros(4, device="cuda")[index].sum().item()  # a device-side assertion: sticky
+
+
+def _run_out_of_device_memory() -> None:
+    torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
+
+
+def _leave_child_behind() -> None:
+    if os.fork() == 0:  # holds every inherited pipe open
+        time.sleep(60)
+        os._exit(0)
+    os._exit(5)
+
+
+ACTIONS = {
+    "exits": lambda: os._exit(3),
+    "sys_exits": lambda: sys.exit(4),
+    "segfaults": _segfault,
+    "hangs": _sleep_for_ever,
+    "prints": _leak_stdout,
+    "oom_slowly": _exceed_address_space,
+    "raises": _raise,
+    "unavailable": _raise_unavailable,
+    "unsupported": _raise_unsupported,
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "changes_globals": _change_globals,
+    "expects_defaults": _expect_defaults,
+    "writes_to_pipes": _write_to_pipes,
+    "leaves_child": _leave_child_behind,
+    "closes_pipes": _close_pipes,
+    "faults_on_device": _fault_on_device,
+    "oom_on_device": _run_out_of_device_memory,
+    "slow": lambda: time.sleep(0.2),
+}

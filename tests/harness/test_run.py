@@ -1,0 +1,215 @@
+"""Whole sweeps: every case a row, budgets, resuming, Ctrl-C and kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dynbench.harness import run as run_module
+from dynbench.harness.predict import Predictor
+from dynbench.harness.run import (
+    CaseStarted,
+    RowFinished,
+    RunOptions,
+    RunStarted,
+    StageStarted,
+    run_cases,
+)
+from dynbench.harness.store import OutputError, RunWriter, read_runs
+
+PREPARE = "planted:prepare"
+CEILINGS = {"cpu": {"float32": [10.0, 0.1]}}
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _given_ceilings(monkeypatch):
+    """Ceilings known beforehand, so that no worker spends its first second on them."""
+
+    class Supervisor(run_module.Supervisor):
+        def __init__(self, *arguments, **more) -> None:
+            super().__init__(*arguments, **more)
+            self.ceilings.update(CEILINGS)
+
+    monkeypatch.setattr(run_module, "Supervisor", Supervisor)
+
+
+def sweep(root, cases, *, writer=None, predictor=None, **options):
+    events = []
+    summary = run_cases(
+        cases,
+        writer or RunWriter.create(root, "sweep"),
+        prepare=PREPARE,
+        options=RunOptions(quick=True, **options),
+        predictor=predictor or Predictor(lambda case: 1),
+        on_event=events.append,
+    )
+    frame, problems = read_runs([root])
+    assert problems == []
+    return frame, summary, events
+
+
+def test_a_sweep_goes_on_whatever_a_case_does(planted, tmp_path):
+    providers = ["plain", "exits", "segfaults", "hangs", "raises", "prints"]
+    cases = [planted(provider) for provider in providers]
+    writer = RunWriter.create(tmp_path, "sweep")
+    frame, summary, events = sweep(
+        tmp_path,
+        [*cases, planted("plain")],  # the same case twice is one case
+        writer=writer,
+        timeout_s=3.0,
+        command_for=lambda case: case.provider,
+    )
+    assert list(frame["provider"]) == providers
+    assert list(frame["status"]) == ["ok", "error", "error", "timeout", "error", "ok"]
+    assert summary.counts == {"ok": 2, "error": 3, "timeout": 1}
+    assert summary.any_ok
+    assert list(frame["command"]) == providers
+    assert list(frame["case_id"]) == [case.case_id for case in cases]
+    for column in ("run_id", "machine_id", "started_at", "load_average", "python_version"):
+        assert frame[column].notna().all(), column
+    assert list(frame["started_at"]) == sorted(frame["started_at"])
+
+    facts = json.loads((writer.path / "run.json").read_text())
+    assert facts["planned_cases"] == 6
+    assert facts["ceilings"] == CEILINGS
+    assert isinstance(events[0], RunStarted)
+    assert [e.index for e in events if isinstance(e, CaseStarted)] == list(range(6))
+    finished = [e for e in events if isinstance(e, RowFinished)]
+    assert [(e.done, e.total) for e in finished] == [(i, 6) for i in range(1, 7)]
+    assert finished[-1].seconds_left == 0
+    assert all(e.seconds_left > 0 for e in finished[:-1])
+    assert any(isinstance(e, StageStarted) and e.stage == "sampling" for e in events)
+
+
+def test_cases_over_the_budget_are_skipped_rows(planted, tmp_path):
+    predictor = Predictor(lambda case: int(case.workload["seq_len"]) * 10**9)
+    predictor.observe(planted("plain", 1), {"latency_ms": 1.0})
+    predictor.observe(planted("prints", 1), {"latency_ms": 1e6})
+    cases = [planted("prints", 2), planted("plain", 2)]
+    frame, summary, events = sweep(tmp_path, cases, budget_s=60.0, predictor=predictor)
+    assert list(frame["status"]) == ["skipped", "ok"]
+    assert "of the budget of 60 s are left" in frame["reason"][0]
+    assert frame["machine_id"].notna().all()
+    assert summary.counts == {"skipped": 1, "ok": 1}
+    assert [e.case.provider for e in events if isinstance(e, CaseStarted)] == ["plain"]
+
+
+def test_a_case_that_outruns_the_budget_is_stopped(planted, tmp_path):
+    predictor = Predictor(lambda case: 1, sample_s=0.0)
+    began = time.monotonic()
+    frame, _, _ = sweep(tmp_path, [planted("hangs")], budget_s=4.0, predictor=predictor)
+    assert list(frame["status"]) == ["timeout"]
+    assert time.monotonic() - began < 20
+
+
+def test_a_resumed_run_measures_what_is_missing_and_what_was_skipped(planted, tmp_path):
+    log = tmp_path / "log"
+    root = tmp_path / "runs"
+    cases = [planted(p) for p in ("plain", "raises", "prints")]
+    writer = RunWriter.create(root, "sweep")
+    path = writer.path
+    sweep(root, cases[:2], writer=writer, provider_files=(str(log),))
+    with RunWriter.resume(path) as again:
+        skipped = {**cases[2].columns(), "status": "skipped"}
+        again.append(skipped)
+        frame, summary, _ = sweep(root, cases, writer=again, provider_files=(str(log),))
+    assert list(frame["provider"]) == ["plain", "raises", "prints"]
+    assert list(frame["status"]) == ["ok", "error", "ok"]
+    assert (summary.already_done, summary.counts) == (2, {"ok": 1})
+    assert [line.split("/")[0] for line in log.read_text().splitlines()] == [
+        "plain",
+        "raises",
+        "prints",
+    ]
+
+
+def test_facts_of_a_suite_do_not_move_a_row(planted):
+    columns = {"case_id": "other", "provider": "other", "backend": "blockwise"}
+    assert run_module._without_identity(columns) == {"backend": "blockwise"}
+
+
+def test_a_disk_that_refuses_ends_the_run_and_keeps_its_rows(planted, tmp_path, monkeypatch):
+    writer = RunWriter.create(tmp_path, "sweep")
+    append, calls = writer.append, []
+
+    def refuse_the_second(row):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OutputError("disk full")
+        return append(row)
+
+    monkeypatch.setattr(writer, "append", refuse_the_second)
+    with pytest.raises(OutputError):
+        sweep(tmp_path, [planted("plain"), planted("prints")], writer=writer)
+    frame, _ = read_runs([tmp_path])
+    assert list(frame["provider"]) == ["plain"]
+    RunWriter.resume(writer.path).close()
+
+
+def start(root: Path, resume: bool, *providers: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "sweep_planted.py"), str(root), str(int(resume))]
+    return subprocess.Popen(
+        [*command, *providers], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def measured_by(root: Path) -> list[str]:
+    lines = Path(f"{root}.log").read_text().splitlines()
+    return [line.partition("/")[0] for line in lines]
+
+
+def wait_for_death(pid: int) -> None:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} lives on")
+
+
+def worker_pids(root: Path) -> set[int]:
+    return {int(line.split()[1]) for line in Path(f"{root}.log").read_text().splitlines()}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_mid_sweep_and_resumed(tmp_path, how):
+    root = tmp_path / "runs"
+    process = start(root, False, "plain", "raises", "hangs", "prints")
+    assert process.stdout.readline() == "plain ok\n"
+    assert process.stdout.readline() == "raises error\n"
+    while "hangs" not in measured_by(root):
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.wait(timeout=30)
+    assert process.returncode != 0
+    for pid in worker_pids(root):  # a killed parent takes its worker along
+        wait_for_death(pid)
+
+    frame, problems = read_runs([root])
+    assert problems == []
+    assert list(frame["provider"]) == ["plain", "raises"]
+    (folder,) = root.iterdir()
+    assert (folder / "rows.parquet").exists() is (how == signal.SIGINT)
+
+    # the same sweep with the hanging case repaired: its place in the list makes it the same case
+    again = start(root, True, "plain", "raises", "slow", "prints")
+    out, _ = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert out == "slow ok\nprints ok\n"
+    assert measured_by(root) == ["plain", "raises", "hangs", "slow", "prints"]
+    frame, problems = read_runs([root])
+    assert problems == []
+    assert list(frame["provider"]) == ["plain", "raises", "slow", "prints"]
+    assert sorted(p.name for p in folder.iterdir()) == ["rows.parquet", "run.json"]

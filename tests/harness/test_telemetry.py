@@ -1,0 +1,146 @@
+"""Telemetry columns from readings, the poller, and NVML without a driver."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dynbench.harness import nvml, telemetry
+from dynbench.harness.schema import complete_row
+from dynbench.harness.telemetry import Reading, Telemetry, load_average, telemetry_columns
+
+IDLE, POWER_CAP, THERMAL = 0x01, 0x04, 0x40
+
+
+def test_columns_from_readings():
+    readings = [
+        Reading(0.0, 1000.0, 2000.0, 300.0, 50.0, IDLE),
+        Reading(1.0, 1200.0, 2000.0, 500.0, 60.0, POWER_CAP),
+        Reading(2.0, 1100.0, 2000.0, 400.0, 55.0, THERMAL | 0x02),
+    ]
+    columns = telemetry_columns(readings, [0.1, 0.9, 1.2, 1.9])
+    assert columns == {
+        "sm_clock_mhz": 1100.0,
+        "memory_clock_mhz": 2000.0,
+        "power_w": 400.0,
+        "temperature_c": 60.0,
+        "throttle_reasons": [
+            "applications_clocks_setting",
+            "hw_thermal_slowdown",
+            "sw_power_cap",
+        ],
+        "throttled_samples": 3,
+        "samples_sm_clock_mhz": [1000.0, 1200.0, 1200.0, 1100.0],
+        "samples_power_w": [300.0, 500.0, 500.0, 400.0],
+    }
+    complete_row(columns)
+
+
+def test_nothing_read_is_nothing_said():
+    assert set(telemetry_columns([Reading(0.0)], [0.0]).values()) == {None}
+
+
+def test_a_cpu_has_its_clock_only(monkeypatch):
+    monkeypatch.setattr(telemetry, "cpu_mhz", lambda: 2600.0)
+    with Telemetry("cpu") as watched:
+        start = time.perf_counter()
+    columns = watched.columns([start], start)
+    assert columns["sm_clock_mhz"] == 2600.0
+    assert columns["power_w"] is None
+    assert columns["throttled_samples"] is None
+    assert watched.memory_used_bytes() is None
+
+
+class FakeDevice:
+    """A GPU whose clock falls while it is watched."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def sm_clock_mhz(self) -> float:
+        self.looks += 1
+        return 2000.0 - self.looks
+
+    def memory_clock_mhz(self) -> float:
+        return 2600.0
+
+    def power_w(self) -> None:
+        return None
+
+    def temperature_c(self) -> float:
+        return 70.0
+
+    def clock_event_bits(self) -> int:
+        return POWER_CAP
+
+    def memory_used_bytes(self) -> int:
+        return 123
+
+
+def test_the_poller_looks_while_samples_are_taken(monkeypatch):
+    device = FakeDevice()
+    monkeypatch.setattr(telemetry, "_open_gpu", lambda: device)
+    with Telemetry("cuda", interval_s=0.005) as watched:
+        starts = []
+        for _ in range(3):
+            starts.append(time.perf_counter())
+            time.sleep(0.03)
+        end = time.perf_counter()
+    looks = device.looks
+    assert looks >= 5
+    columns = watched.columns(starts, end)
+    clocks = columns["samples_sm_clock_mhz"]
+    assert clocks == sorted(clocks, reverse=True)
+    assert len(set(clocks)) == 3
+    assert columns["throttled_samples"] == 3
+    assert columns["samples_power_w"] is None
+    assert watched.memory_used_bytes() == 123
+    time.sleep(0.03)
+    assert device.looks == looks  # the thread is gone
+
+
+def test_readings_from_before_the_samples_are_left_out(monkeypatch):
+    device = FakeDevice()
+    monkeypatch.setattr(telemetry, "_open_gpu", lambda: device)
+    with Telemetry("cuda", interval_s=0.005) as watched:
+        time.sleep(0.08)
+        before = device.looks
+        start = time.perf_counter()
+        time.sleep(0.03)
+    columns = watched.columns([start], time.perf_counter())
+    assert columns["sm_clock_mhz"] < 2000.0 - before + 4
+
+
+def test_without_nvml(monkeypatch):
+    pynvml = pytest.importorskip("pynvml")
+
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: fail())
+    assert nvml.NvmlDevice(None).uuid() is None
+
+
+def test_older_drivers_tell_reasons_by_the_older_call(monkeypatch):
+    pynvml = pytest.importorskip("pynvml")
+
+    def fail(handle: object) -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", fail)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: POWER_CAP
+    )
+    assert nvml.NvmlDevice(None).clock_event_bits() == POWER_CAP
+
+
+def test_reason_bits():
+    assert nvml.event_reasons(IDLE) == []
+    assert nvml.event_reasons(POWER_CAP | 0x100) == ["sw_power_cap", "display_clocks_setting"]
+    assert not nvml.is_throttled(IDLE | 0x02 | 0x10 | 0x100)
+    assert nvml.is_throttled(THERMAL)
+
+
+def test_load_average():
+    assert load_average() >= 0

@@ -1,0 +1,115 @@
+"""Options as text. That a repeated command plans the same case is tested in tests/test_cli.py."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynbench.harness.sweep import SweepError
+from dynbench.suites.plan import PlanOptions, plan
+from dynbench.suites.request import (
+    choose_device,
+    choose_shapes,
+    describe,
+    parse_duration_s,
+    parse_names,
+    parse_numbers,
+    parse_tiles,
+    read_config,
+    repeat_command,
+)
+from dynbench.suites.shapes import SHAPES, Shape, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120), ("0.5s", 0.5)],
+)
+def test_durations(text, seconds):
+    assert parse_duration_s(text, "--budget") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0m", "-5s", "10 minutes", "m", "1h30m", "nan", "inf"])
+def test_bad_durations_name_option_and_example(text):
+    with pytest.raises(UsageError, match=r"--budget: .*10m"):
+        parse_duration_s(text, "--budget")
+
+
+@given(st.lists(st.text("abc:-_", min_size=1), min_size=1))
+def test_names_keep_their_order_and_lose_duplicates(names):
+    assert parse_names(" , ".join(names), "--providers") == tuple(dict.fromkeys(names))
+
+
+def test_no_option_is_no_list():
+    assert parse_names(None, "--pass") is None
+    assert parse_tiles(None) is None
+    assert parse_numbers(None, "--private-blocks") is None
+    with pytest.raises(UsageError, match="--pass"):
+        parse_names(" , ", "--pass")
+
+
+def test_tiles_and_numbers():
+    assert parse_tiles("1,auto,16") == (1, "auto", 16)
+    assert parse_numbers("0,2", "--private-blocks") == (0, 2)
+    with pytest.raises(SweepError, match="--query-tile"):
+        parse_tiles("0")
+
+
+def test_shapes_by_name_or_by_numbers():
+    assert choose_shapes(None, None, None, None, "cpu") is None
+    assert choose_shapes("paper,gqa4", None, None, None, "cpu") == (SHAPES["paper"], SHAPES["gqa4"])
+    assert choose_shapes(None, 8, None, None, "cpu") == (Shape("", 8, 8, 64),)
+    assert choose_shapes(None, None, 4, None, "cuda") == (Shape("", 64, 4, 128),)
+    assert choose_shapes(None, 8, 2, 32, "cuda") == (Shape("", 8, 2, 32),)
+    with pytest.raises(UsageError, match="--shape"):
+        choose_shapes("paper", 8, None, None, "cpu")
+
+
+def test_the_device_is_what_is_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device(None) == choose_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="no GPU"):
+        choose_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_device(None) == choose_device("cuda") == "cuda"
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="unknown device 'cdua': did you mean 'cuda'"):
+        choose_device("cdua")
+
+
+def test_config_values_become_text(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text('seq = 8192\nq_heads = 4\nsparsity = [0.5, 0.9]\nprovider-file = "a.py"\n')
+    known = {"seq": False, "q-heads": False, "sparsity": False, "provider-file": True}
+    assert read_config(path, known) == {
+        "seq": "8192",
+        "q-heads": "4",
+        "sparsity": "0.5,0.9",
+        "provider-file": ["a.py"],
+    }
+
+
+def test_config_that_is_not_text(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"sweep\.toml"):
+        read_config(path, {})
+
+
+def test_own_provider_is_named_by_its_command_alone(tmp_path):
+    files = tuple(tmp_path / name for name in ("one.py", "two three.py"))
+    for path in files[:1]:
+        path.write_text("def attention(q, k, v): ...")
+    cases = plan(PlanOptions((128,), "cpu", providers=("sdpa",), provider_files=files[:1]))
+    commands = {case.provider: repeat_command(case, files) for case in cases}
+    assert f"--provider-file {files[0]} " in commands["one"]
+    assert "--provider-file" not in commands["sdpa"]
+    assert "two" not in commands["one"]
+
+
+def test_the_kind_of_work_in_one_line():
+    cases = plan(PlanOptions((128, 256), "cpu", passes=("forward", "backward")))
+    assert describe(cases) == (
+        "attention backward in float32, attention forward in float32, heads (H/K/D) 1/1/64"
+    )

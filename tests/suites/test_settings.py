@@ -1,0 +1,46 @@
+import pytest
+
+from dynbench.suites.settings import (
+    BLOCK_SIZE,
+    INIT_BLOCKS,
+    LOCAL_BLOCKS,
+    config_from,
+    sparse_settings,
+)
+from dynnsiha.attention.config import NSAConfig
+
+
+def settings(computes, q_heads=4, kv_heads=4, **changes):
+    values = {"top_n": 16, "window": 512, "query_tile": "auto", "private_blocks": 2} | changes
+    return sparse_settings(computes, q_heads, kv_heads, **values)
+
+
+def test_nsa_is_the_papers_configuration():
+    assert config_from(settings("nsa")) == NSAConfig.paper()
+    assert settings("nsa")["lists"] == "exact"
+
+
+@pytest.mark.parametrize(("q_heads", "kv_heads", "tile"), [(1, 1, 64), (64, 4, 4), (32, 8, 16)])
+def test_auto_tile_is_the_word_guided_one(q_heads, kv_heads, tile):
+    made = settings("dynnsiha", q_heads, kv_heads)
+    assert made["query_tile"] == tile
+    assert config_from(made) == NSAConfig.word_guided(q_heads, kv_heads)
+
+
+@pytest.mark.parametrize(
+    ("tile", "private", "lists", "kept"),
+    [(1, 2, "exact", 0), (16, 2, "hybrid", 2), (16, 0, "shared", 0)],
+)
+def test_lists_follow_tile_and_private_blocks(tile, private, lists, kept):
+    made = settings("dynnsiha", query_tile=tile, private_blocks=private)
+    assert (made["lists"], made["private_blocks"]) == (lists, kept)
+
+
+def test_constants_are_the_cores_defaults():
+    default = NSAConfig()
+    found = (default.block_size, default.init_blocks, default.local_blocks)
+    assert found == (BLOCK_SIZE, INIT_BLOCKS, LOCAL_BLOCKS)
+
+
+def test_dense_has_no_configuration():
+    assert config_from({"lists": "dense"}) is None
