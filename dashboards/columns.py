@@ -15,12 +15,13 @@ _KINDS = {
 
 
 def columns_markdown() -> str:
-    """All columns of a row as a markdown page: one table per section, the text of ``docs/columns.md``."""
+    """All columns as a markdown page, a table per section: the text of ``docs/columns.md``."""
     lines = [
         "# Columns of a row",
         "",
-        f"Schema version {SCHEMA_VERSION}. One row per case, provider and pass; failures are rows too.",
-        "A column without a value in a row is null. This page is generated from `harness/schema.py`:",
+        f"Schema version {SCHEMA_VERSION}. One row per case, provider and pass; failures are rows",
+        "too. A column without a value in a row is null. This page is generated from",
+        "`harness/schema.py`:",
         "",
         "    python -m dynbench.dashboards.columns > docs/columns.md",
         "",

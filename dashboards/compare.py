@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from dynbench.dashboards.model import Line, Panel, Point
 
-
 FOCUS = "dynnsiha"
 """The provider that the report is about."""
 

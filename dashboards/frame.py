@@ -1,13 +1,13 @@
 """From the frame of rows to what may be drawn together.
 
 A *facet* is everything that must be equal before two rows may stand in one figure: machine and
-its software, commit, suite, shape, dtype, inputs and timer. Within a facet each pass has a panel, and a panel
-has *lines*: rows that differ in sequence length (and repetition) only.
+its software, commit, suite, shape, dtype, inputs and timer. Within a facet each pass has a panel,
+and a panel has *lines*: rows that differ in sequence length (and repetition) only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -76,11 +76,12 @@ _POINT_AGGREGATES = {  # column: how rows of one line and length (repeated runs)
 
 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every column of the schema in a plain type, and the columns ``facet``, ``line``.
+    """The frame with every column of the schema in a plain type, and four more.
 
-    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""). ``facet``
-    and ``line`` number the groups from 0 in the order of their first row; ``length`` is ``seq_len``
-    with -1 for none, and ``key_top_n`` is ``top_n`` except where ``--sparsity`` solved it.
+    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""). The
+    columns ``facet`` and ``line`` number the groups from 0 in the order of their first row;
+    ``length`` is ``seq_len`` with -1 for none, and ``key_top_n`` is ``top_n`` except where
+    ``--sparsity`` solved it.
     """
     plain = pd.DataFrame(
         {name: _plain_column(frame, name, column.kind) for name, column in COLUMNS.items()},
@@ -91,7 +92,11 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     plain["facet"] = _group_numbers(plain, FACET_COLUMNS)
     keys = [_key(name) for name in LINE_COLUMNS]
     for late in ("backend", "provider_version"):  # rows that failed before these were known
-        others = ["facet", "pass", *(key for key in keys if key not in ("backend", "provider_version"))]
+        others = [
+            "facet",
+            "pass",
+            *(key for key in keys if key not in ("backend", "provider_version")),
+        ]
         plain[late] = _fill_where_unique(plain, late, others)
     plain["line"] = _group_numbers(plain, ("facet", "pass", *keys))
     return plain
@@ -119,7 +124,7 @@ def measured(plain: pd.DataFrame) -> pd.DataFrame:
     return plain[ok]
 
 
-def distinct(values: Iterable[Hashable]) -> list[Any]:
+def distinct(values: Iterable[Any]) -> list[Any]:
     """The distinct values that are neither missing nor empty, in the order of their first place."""
     return [value for value in dict.fromkeys(values) if value != "" and not pd.isna(value)]
 
@@ -139,7 +144,9 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         return pd.Series(float("nan") if kind in ("int", "float") else "", index=index)
     column = frame[name]
     if kind in ("int", "float"):
-        return pd.Series(pd.to_numeric(column, errors="coerce").to_numpy("float64", na_value=float("nan")))
+        numbers = pd.to_numeric(column, errors="coerce")
+        values = pd.Series(numbers.to_numpy("float64", na_value=float("nan")), index=index)
+        return values.where(values.abs() < float("inf"))
     if kind in ("floats", "strings"):
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
     return pd.Series(["" if _missing(v) else str(v) for v in column], index=index, dtype=object)
@@ -160,7 +167,7 @@ def _group_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
 
 
 def _fill_where_unique(frame: pd.DataFrame, name: str, others: list[str]) -> pd.Series:
-    """Column ``name`` with "" replaced where the rows equal in ``others`` know exactly one value."""
+    """``name`` with "" replaced where the rows equal in ``others`` know exactly one value."""
     group = _group_numbers(frame, others)
     known = frame[name] != ""
     values = frame[name][known].groupby(group[known]).agg(["nunique", "first"])

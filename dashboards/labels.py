@@ -51,22 +51,20 @@ def lists_text(settings: Mapping[str, Any]) -> str:
     return f"{tile} m={value_text(settings['private_blocks']) or '?'}"
 
 
-def line_labels(rows: pd.DataFrame) -> dict[int, str]:
+def line_labels(records: list[dict[str, Any]]) -> dict[int, str]:
     """The label of each line of a facet by its number, short and unique within a pass.
+
+    ``records`` hold ``line``, ``pass`` and the columns of LINE_COLUMNS, one per line.
 
     Block lists are always named where they are not dense and the provider has several kinds, or is
     not plain NSA; other settings are named where they differ between the provider's lines.
     """
-    columns = ["line", "pass", *LINE_COLUMNS]
-    records = rows.drop_duplicates("line")[columns].to_dict("records")
     by_provider: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_provider.setdefault(record["provider"], []).append(record)
     kinds = {p: len(distinct(map(lists_text, lines))) for p, lines in by_provider.items()}
     varying = {p: _varying_settings(lines) for p, lines in by_provider.items()}
-    labels = {
-        r["line"]: _label(r, kinds[r["provider"]], varying[r["provider"]]) for r in records
-    }
+    labels = {r["line"]: _label(r, kinds[r["provider"]], varying[r["provider"]]) for r in records}
     counts = Counter((r["pass"], labels[r["line"]]) for r in records)
     seen: Counter[tuple[str, str]] = Counter()
     for record in records:  # equal labels remain only where a long one was cut
@@ -126,7 +124,7 @@ def shape_text(row: Mapping[str, Any]) -> str:
 
 
 def facet_titles(firsts: list[Mapping[str, Any]]) -> list[str]:
-    """One title per facet, from its first row: what always matters, then what tells equals apart."""
+    """A title per facet, from its first row: what always matters, then what tells equals apart."""
     titles = [_short_title(first) for first in firsts]
     alike: dict[str, list[int]] = {}
     for place, title in enumerate(titles):
@@ -139,7 +137,12 @@ def facet_titles(firsts: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _short_title(first: Mapping[str, Any]) -> str:
-    parts = (machine_text(first), label_text(first["suite"]), shape_text(first), label_text(first["dtype"]))
+    parts = (
+        machine_text(first),
+        label_text(first["suite"]),
+        shape_text(first),
+        label_text(first["dtype"]),
+    )
     return " · ".join(part for part in parts if part)
 
 
@@ -173,7 +176,7 @@ def value_text(value: Any) -> str:
 
 
 def _label(record: Mapping[str, Any], kinds: int, varying: set[str]) -> str:
-    """``kinds`` of block lists and the settings that differ are counted over the provider's lines."""
+    """``kinds`` of lists and the settings that differ are counted over the provider's lines."""
     parts = [label_text(record["provider"])]
     if _names_lists(record, kinds):
         parts.append(lists_text(record))
@@ -198,7 +201,7 @@ def _names_lists(record: Mapping[str, Any], kinds: int) -> bool:
 
 
 def _varying_settings(lines: list[dict[str, Any]]) -> set[str]:
-    """Settings with several values; R and m count among lines with exact lists, where they are odd."""
+    """Settings with several values; R and m count among exact lists only, where they are odd."""
     exact = [line for line in lines if line["lists"] not in ("hybrid", "shared")]
     return {
         name

@@ -11,7 +11,14 @@ import pandas as pd
 from dynbench.dashboards.frame import distinct
 from dynbench.dashboards.labels import commit_text, value_text
 from dynbench.dashboards.model import Facet
-from dynbench.dashboards.text import bytes_text, cell_text, label_text, listing, percent_text, plain_text
+from dynbench.dashboards.text import (
+    bytes_text,
+    cell_text,
+    label_text,
+    listing,
+    percent_text,
+    plain_text,
+)
 
 _SHOWN = 4
 
@@ -111,7 +118,9 @@ def _runs(rows: pd.DataFrame) -> tuple[Fact, ...]:
 
 
 def _values(
-    rows: pd.DataFrame, name: str, show: Callable[[Hashable], str] | Callable[[float], str] = value_text
+    rows: pd.DataFrame,
+    name: str,
+    show: Callable[[Hashable], str] | Callable[[float], str] = value_text,
 ) -> str:
     found = [show(value) for value in distinct(rows[name])]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -123,7 +132,9 @@ def _span(values: pd.Series) -> str:
     known = values.dropna()
     if known.empty:
         return ""
-    low, middle, high = (plain_text(float(v), 4) for v in (known.min(), known.median(), known.max()))
+    low, middle, high = (
+        plain_text(float(v), 4) for v in (known.min(), known.median(), known.max())
+    )
     return middle if low == high else f"{middle} ({low} to {high})"
 
 

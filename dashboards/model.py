@@ -10,6 +10,7 @@ import pandas as pd
 
 from dynbench.dashboards import frame as frames
 from dynbench.dashboards.labels import line_labels, order_key
+from dynbench.dashboards.text import label_text
 from dynbench.dashboards.theme import Style, base_name, style_of
 
 
@@ -104,16 +105,11 @@ class Facet:
     rows: pd.DataFrame
     panels: tuple[Panel, ...]
 
-    @property
-    def lines(self) -> dict[int, Line]:
-        """All lines of all passes by their number."""
-        return {line.number: line for panel in self.panels for line in panel.lines}
-
 
 def pass_text(pass_: str) -> str:
     """``forward_backward`` as ``Forward + backward``; other passes with a capital."""
     words = {"forward_backward": "forward + backward", "train_step": "train step"}
-    text = words.get(pass_, pass_) or "pass not recorded"
+    text = words.get(pass_, label_text(pass_)) or "pass not recorded"
     return text[0].upper() + text[1:]
 
 
@@ -122,32 +118,42 @@ def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
     plain = frames.prepare(frame)
     if plain.empty:
         return []
-    styles = _styles(plain)
+    records: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    columns = ["line", "facet", "pass", *frames.LINE_COLUMNS]
+    for record in plain[columns].drop_duplicates("line").to_dict("records"):
+        records[record["facet"]].append({str(name): value for name, value in record.items()})
+    styles = _styles([record for held in records.values() for record in held])
     joined = _points_by(frames.points(plain), ["line"])
     reference = _points_by(frames.baseline_points(plain, baseline), ["facet", "pass"])
     failures = _failures(plain)
     facets = []
     for number, rows in plain.groupby("facet", sort=True):
-        labels = line_labels(rows)
-        panels = []
-        passes = frames.distinct(rows["pass"]) or [""]
-        for pass_ in sorted(passes, key=_pass_rank):
-            lines = [
+        held = records[int(str(number))]
+        labels = line_labels(held)
+        by_pass: dict[str, list[Line]] = defaultdict(list)
+        for record in sorted(held, key=lambda record: order_key(record, baseline)):
+            line = record["line"]
+            by_pass[record["pass"]].append(
                 Line(
-                    number=int(first["line"]),
-                    provider=first["provider"],
-                    lists=first["lists"],
-                    settings={name: first[name] for name in frames.LINE_COLUMNS},
-                    label=labels[int(first["line"])],
-                    style=styles[first["provider"], _variant(first)],
-                    points=tuple(joined.get((first["line"],), ())),
-                    failures=tuple(failures.get(first["line"], ())),
+                    number=line,
+                    provider=record["provider"],
+                    lists=record["lists"],
+                    settings={name: record[name] for name in frames.LINE_COLUMNS},
+                    label=labels[line],
+                    style=styles[record["provider"], _variant(record)],
+                    points=tuple(joined.get((line,), ())),
+                    failures=tuple(failures.get(line, ())),
                 )
-                for first in rows[rows["pass"] == pass_].drop_duplicates("line").to_dict("records")
-            ]
-            lines.sort(key=lambda line: order_key(line.settings, baseline))
-            at = {p.seq_len: p for p in reference.get((number, pass_), ())}
-            panels.append(Panel(pass_, baseline, tuple(lines), at))
+            )
+        panels = [
+            Panel(
+                pass_,
+                baseline,
+                tuple(by_pass[pass_]),
+                {point.seq_len: point for point in reference.get((number, pass_), ())},
+            )
+            for pass_ in sorted(by_pass, key=_pass_rank)
+        ]
         facets.append(Facet(int(str(number)), rows, tuple(panels)))
     return facets
 
@@ -157,20 +163,18 @@ def _pass_rank(pass_: str) -> tuple[int, str]:
     return (known.index(pass_) if pass_ in known else len(known), pass_)
 
 
-def _variant(row: dict[str, Any]) -> tuple[str, ...]:
+def _variant(record: dict[str, Any]) -> tuple[str, ...]:
     """What makes a variant of a provider: everything of the line but versions."""
+    asked = not pd.isna(record["target_sparsity"])  # then top_n is solved, and differs by length
     names = [n for n in frames.LINE_COLUMNS if n not in ("provider", "backend", "provider_version")]
-    return tuple(
-        "" if n == "top_n" and not pd.isna(row["target_sparsity"]) else str(row[n]) for n in names
-    )
+    return tuple("" if n == "top_n" and asked else str(record[n]) for n in names)
 
 
-def _styles(plain: pd.DataFrame) -> dict[tuple[str, tuple[str, ...]], Style]:
+def _styles(records: list[dict[str, Any]]) -> dict[tuple[str, tuple[str, ...]], Style]:
     """Dash and marker by variant, counted per base name over the whole report."""
     seen: dict[str, dict[tuple[str, tuple[str, ...]], None]] = defaultdict(dict)
-    records = plain.drop_duplicates("line").to_dict("records")
-    for row in sorted(records, key=lambda row: order_key(row, "")):
-        seen[base_name(row["provider"])].setdefault((row["provider"], _variant(row)))
+    for record in sorted(records, key=lambda record: order_key(record, "")):
+        seen[base_name(record["provider"])].setdefault((record["provider"], _variant(record)))
     return {
         key: style_of(key[0], index)
         for variants in seen.values()

@@ -42,19 +42,38 @@ from dynbench.dashboards.tables import (
 from dynbench.dashboards.text import cell_text, label_text
 from dynbench.dashboards.views import View, views
 
-_FIGURE_DIGITS = 6
+PLAIN_BYTES = 7_000_000
+"""A page that would be larger has parts packed like the figures (see ``_fit``), until it fits."""
+
+
+@dataclass
+class Block:
+    """HTML: plain, or ``packed`` (gzip in base64) where the page would grow too large."""
+
+    html: str
+    packed: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the page."""
+        return len(self.packed) or len(self.html.encode())
+
+    @property
+    def markup(self) -> Markup:
+        """The HTML: a template made it, with every string of data escaped."""
+        return Markup(self.html)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for a figure and its table. ``number`` counts the figures drawn; None where there is none."""
+    """A place for a figure and its table; ``number`` counts the figures drawn (None: nothing)."""
 
     id: str
     heading: str  # the pass
     aria: str
     number: int | None
     height_px: int
-    table: Table | None
+    table: Block | None
 
 
 @dataclass(frozen=True)
@@ -75,49 +94,69 @@ class FacetPage:
     counts: dict[str, int]
     first: FirstScreen
     offered: list[str]
-    overview: Table | None
+    overview: Block | None
     sections: tuple[Section, ...]
     card: list[FactGroup]
-    cases: Table | None
-    failures: Table | None
+    cases: Block | None
+    failures: Block | None
     details: list[Detail]
     details_left_out: int
     figures: str  # compressed JSON, base64
 
+    @property
+    def blocks(self) -> list[Block]:
+        """All tables."""
+        found = [slot.table for section in self.sections for slot in section.slots]
+        return [b for b in (self.overview, *found, self.cases, self.failures) if b is not None]
+
 
 def render(facets: Sequence[Facet], *, baseline: str, problems: Sequence[str], created: str) -> str:
-    """The page's HTML. ``created`` is when, in words; ``problems`` are lines about what was not read."""
+    """The page's HTML. ``created`` is when, in words; ``problems`` name what was not read."""
     firsts = [facet.rows.iloc[0].to_dict() for facet in facets]
     pages = [
         _facet_page(facet, title, baseline)
         for facet, title in zip(facets, facet_titles(firsts), strict=True)
     ]
-    chosen = max(pages, key=lambda page: (page.first.best is not None, page.counts.get("ok", 0)), default=None)
+    chosen = max(
+        pages,
+        key=lambda page: (page.first.best is not None, page.counts.get("ok", 0)),
+        default=None,
+    )
+    name = label_text(baseline)
+    bodies = _fit({page.number: _body(page, name) for page in pages}, pages, chosen, name)
     script, bundle = _template_source("page.js"), get_plotlyjs()
-    return _environment().get_template("report.html.j2").render(
-        pages=pages,
-        chosen=chosen.number if chosen else 0,
-        baseline=label_text(baseline),
-        problems=[cell_text(problem) for problem in problems],
-        created=created,
-        rows=sum(page.rows for page in pages),
-        licence=_licence(bundle),
-        bundle=_bundle(),
-        policy=_policy(script, bundle),
-        script=Markup(script),  # both files are the package's own: no data in them
-        style=Markup(_template_source("style.css")),
-        themes=_script_json(
-            {
-                name: {"template": theme.template(name).to_plotly_json(), "swaps": theme.SWAPS[name]}
-                for name in ("light", "dark")
-            }
-        ),
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            pages=pages,
+            bodies=bodies,
+            chosen=chosen.number if chosen else 0,
+            problems=[cell_text(problem) for problem in problems],
+            created=created,
+            rows=sum(page.rows for page in pages),
+            licence=_licence(bundle),
+            bundle=_bundle(),
+            policy=_policy(script, bundle),
+            script=Markup(script),  # both files are the package's own: no data in them
+            style=Markup(_template_source("style.css")),
+            themes=_script_json(
+                {
+                    name: {
+                        "template": theme.template(name).to_plotly_json(),
+                        "swaps": theme.SWAPS[name],
+                    }
+                    for name in ("light", "dark")
+                }
+            ),
+        )
     )
 
 
 def _facet_page(facet: Facet, title: str, baseline: str) -> FacetPage:
+    key = f"f{facet.number}"
     drawn: list[go.Figure] = []
-    sections = tuple(_section(facet, title, view, drawn) for view in views(baseline))
+    sections = tuple(_section(facet, view, drawn) for view in views(baseline))
     details, left_out = failure_details(facet)
     return FacetPage(
         number=facet.number,
@@ -126,54 +165,78 @@ def _facet_page(facet: Facet, title: str, baseline: str) -> FacetPage:
         counts={label_text(status): count for status, count in status_counts(facet).items()},
         first=first_screen(facet),
         offered=[label_text(name) for name in baselines_offered(facet)],
-        overview=overview_table(facet),
+        overview=_block(overview_table(facet), f"{key}-overview-table"),
         sections=sections,
         card=machine_card(facet),
-        cases=cases_table(facet),
-        failures=failures_table(facet),
+        cases=_block(cases_table(facet), f"{key}-cases-table"),
+        failures=_block(failures_table(facet), f"{key}-failures-table"),
         details=details,
         details_left_out=left_out,
-        figures=_packed(json.dumps([_figure_json(figure) for figure in drawn], separators=(",", ":"))),
+        figures=_packed(json.dumps([_figure_json(f) for f in drawn], separators=(",", ":"))),
     )
 
 
-def _section(facet: Facet, title: str, view: View, drawn: list[go.Figure]) -> Section:
+def _section(facet: Facet, view: View, drawn: list[go.Figure]) -> Section:
     slots = []
     for place, panel in enumerate(facet.panels):
-        figure, table = view.draw(facet, panel), view.table(panel)
+        key = f"f{facet.number}-{view.key}-{place}"
+        figure = view.draw(facet, panel)
         number = None
         if figure is not None:
             number = len(drawn)
             drawn.append(figure)
         slots.append(
             Slot(
-                id=f"f{facet.number}-{view.key}-{place}",
+                id=key,
                 heading=label_text(panel.title),
-                aria=f"Chart: {view.title}, {label_text(panel.title.lower())}, {title}. "
-                f"{view.direction} The table below holds its numbers.",
+                aria=f"Chart: {view.title}, {label_text(panel.title.lower())}. {view.direction} "
+                "Its numbers stand in the table below.",
                 number=number,
                 height_px=int(figure.layout.height) if figure is not None else 0,
-                table=table,
+                table=_block(view.table(panel), f"{key}-table"),
             )
         )
     return Section(view, tuple(slots))
 
 
+def _block(table: Table | None, id_: str) -> Block | None:
+    if table is None:
+        return None
+    macros: Any = _environment().get_template("macros.html.j2").module
+    return Block(str(macros.data_table(table, id_)))
+
+
+def _body(page: FacetPage, baseline: str) -> Block:
+    template = _environment().get_template("facet.html.j2")
+    return Block(template.render(page=page, baseline=baseline))
+
+
+def _fit(
+    bodies: dict[int, Block], pages: Sequence[FacetPage], chosen: FacetPage | None, baseline: str
+) -> dict[int, Block]:
+    """Packs what does not show at first, the largest first, until ``PLAIN_BYTES`` are enough.
+
+    That is the facets that are not chosen, then the tables of the one that is.
+    """
+    if chosen is None:
+        return bodies
+    size_bytes = len(_bundle()) + sum(len(page.figures) for page in pages)
+    size_bytes += sum(body.size_bytes for body in bodies.values())
+    others = [body for number, body in bodies.items() if number != chosen.number]
+    for blocks in (others, chosen.blocks):
+        for block in sorted(blocks, key=lambda block: -block.size_bytes):
+            if size_bytes > PLAIN_BYTES:
+                plain_bytes = block.size_bytes
+                block.packed = _packed(block.html)
+                size_bytes += block.size_bytes - plain_bytes
+    return {**bodies, chosen.number: _body(chosen, baseline)}
+
+
 def _figure_json(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout without plotly's default template, floats rounded: the page adds its theme."""
+    """Data and layout; the page adds the template of its theme."""
     content = figure.to_plotly_json()
     content["layout"].pop("template", None)
-    return {"data": _rounded(content["data"]), "layout": _rounded(content["layout"])}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{_FIGURE_DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(held) for key, held in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(held) for held in value]
-    return value
+    return {"data": content["data"], "layout": content["layout"]}
 
 
 def _packed(text: str) -> str:
@@ -194,7 +257,7 @@ def _licence(bundle: str) -> str:
 
 
 def _policy(script: str, bundle: str) -> str:
-    """Only the page's two scripts run, and they may compile code (plotly does); nothing is requested."""
+    """Only the page's two scripts run (plotly compiles code of its own); nothing is requested."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in (script, bundle)

@@ -31,7 +31,9 @@ def write_report(
 
     path = Path(path)
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    html = render(build_facets(frame, baseline), baseline=baseline, problems=problems, created=created)
+    html = render(
+        build_facets(frame, baseline), baseline=baseline, problems=problems, created=created
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -23,6 +23,7 @@ from dynbench.dashboards.text import (
     times_text,
 )
 
+
 @dataclass(frozen=True)
 class Answer:
     """One verdict: a heading, the figure to remember and the sentences that qualify it."""
@@ -86,7 +87,11 @@ def answer(panel: Panel, comparison: Comparison) -> Answer:
         _evidence_sentence(comparison, baseline),
     ]
     kind = lists_text(line.settings)
-    kinds = {"exact": "exact lists", "hybrid": f"hybrid lists {kind}", "shared": f"shared lists {kind}"}
+    kinds = {
+        "exact": "exact lists",
+        "hybrid": f"hybrid lists {kind}",
+        "shared": f"shared lists {kind}",
+    }
     heading = f"{panel.title} · {kinds.get(line.lists, line.label)}"
     return Answer(
         heading=heading,
@@ -118,8 +123,13 @@ def _headline(panel: Panel, best: Comparison) -> str:
     at = f"{length_text(last.seq_len)} tokens"
     if best.pays_from is None:
         ratio = times_text(last.speedup)
-        return f"{name} does not pay against {baseline}: {ratio} its speed at {at}, {panel.title.lower()}"
-    where = f"from {length_text(best.pays_from)} tokens on" if best.losses else "at every length compared"
+        speed = f"{ratio} its speed at {at}, {panel.title.lower()}"
+        return f"{name} does not pay against {baseline}: {speed}"
+    where = (
+        f"from {length_text(best.pays_from)} tokens on"
+        if best.losses
+        else "at every length compared"
+    )
     return (
         f"{name} pays against {baseline} {where}: {times_text(last.speedup)} as fast at {at}, "
         f"{panel.title.lower()}"
@@ -135,7 +145,9 @@ def _headline_without(facet: Facet) -> str:
         return f"{count_text(counts['ok'], 'case')} measured, none of {FOCUS}"
     if not any(line.points for line in focus):
         return f"{count_text(counts['ok'], 'case')} measured, but {FOCUS} has no number"
-    return f"{count_text(counts['ok'], 'case')} measured, without a baseline to compare {FOCUS} with"
+    return (
+        f"{count_text(counts['ok'], 'case')} measured, without a baseline to compare {FOCUS} with"
+    )
 
 
 def _why_nothing(panel: Panel) -> list[str]:
@@ -145,7 +157,9 @@ def _why_nothing(panel: Panel) -> list[str]:
         rows = [line for line in panel.lines if line.provider == panel.baseline]
         if rows:
             return [f"{panel.title}: {baseline} has rows, but none is ok, so there is no speed-up."]
-        return [f"{panel.title}: there is no row of the baseline {baseline}, so there is no speed-up."]
+        return [
+            f"{panel.title}: there is no row of the baseline {baseline}, so there is no speed-up."
+        ]
     if focus and any(line.points for line in focus):
         return [f"{panel.title}: {FOCUS} and {baseline} have no length in common."]
     return []
@@ -170,14 +184,22 @@ def _sparsity_sentence(line: Line, seq_len: int, sparsity: float | None) -> str:
     )
     if setting and measured:
         return f"Setting: {setting}; {measured}."
-    return f"Setting: {setting}." if setting else measured[:1].upper() + measured[1:] + "." * bool(measured)
+    return (
+        f"Setting: {setting}."
+        if setting
+        else measured[:1].upper() + measured[1:] + "." * bool(measured)
+    )
 
 
 def _error_sentence(comparison: Comparison) -> str:
     worst = comparison.largest_error
     if worst is None:
         return "Error: not recorded."
-    allowed = f" ({plain_text(worst.rms_tolerance)} allowed) against its own reference" if worst.rms_tolerance else ""
+    allowed = (
+        f" ({plain_text(worst.rms_tolerance)} allowed) against its own reference"
+        if worst.rms_tolerance
+        else ""
+    )
     sentence = f"Error: RMS at most {plain_text(worst.rms_error)}{allowed}"
     distance = comparison.gains[-1].point.dense_error
     if distance is not None:

@@ -1,18 +1,18 @@
-"""Tables: one under every figure, one of all lines against the baseline, one of cases, one of failures."""
+"""Tables: under every figure, of all lines against the baseline, of cases, of failures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
 from dynbench.dashboards.compare import comparisons
 from dynbench.dashboards.frame import number
-from dynbench.dashboards.model import Facet, Failure, Line, Point, pass_text
+from dynbench.dashboards.model import Facet, Failure, Line, Point
 from dynbench.dashboards.text import (
     cell_text,
-    clip,
     command_text,
     count_text,
     label_text,
@@ -34,6 +34,7 @@ _DETAILS_SHOWN = 40
 _DETAILS_CHARS = 4000
 
 CellOf = Callable[[Line, Point], str]
+CellOfRow = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def figure_table(
 ) -> Table | None:
     """The numbers of a figure: a row per line, a column per length; a failure stands in its cell.
 
-    Lines that have points, but an empty ``cell`` for each, are left out; None without any line. With
-    many lengths the table is long: one row per line and length.
+    Lines that have points, but an empty ``cell`` for each, are left out; None without any line.
+    With many lengths the table is long: one row per line and length.
     """
     filled = [
         (line, _cells(line, cell, failure))
@@ -96,8 +97,7 @@ def figure_table(
     if len(lengths) <= WIDE_LENGTHS:
         columns = ("line", *(length_text(seq_len) for seq_len in lengths))
         groups = [
-            Group(line.label, (tuple(cells.get(s, "") for s in lengths),))
-            for line, cells in filled
+            Group(line.label, (tuple(cells.get(s, "") for s in lengths),)) for line, cells in filled
         ]
         return Table(f"{caption}, by sequence length in tokens", columns, tuple(groups))
     groups = [
@@ -152,50 +152,30 @@ def overview_table(facet: Facet) -> Table | None:
 
 
 def cases_table(facet: Facet) -> Table | None:
-    """Every ok row of a facet with its samples, settings measured and the command that repeats it."""
+    """Every ok row of a facet: samples, what was measured and the command that repeats it."""
     rows = facet.rows[facet.rows["status"] == "ok"]
-    columns = (
-        "line",
-        "pass",
-        "length (tokens)",
-        "median (ms)",
-        "quartiles (ms)",
-        "samples",
-        "±95 %",
-        "first call",
-        "pairs left out",
-        "blocks per query",
-        "list overlap",
-        "of roofline",
-        "clock (MHz)",
-        "throttled",
-        "seed",
-        "run",
-        "command to repeat",
-    )
     table = Table(
         "Measured cases",
-        columns,
-        _grouped(facet, rows, _case_cells),
-        text=("pass", "run"),
+        ("line", *_CASE_CELLS),
+        _grouped(facet, rows, _CASE_CELLS, _CASE_COLUMNS),
+        text=("run",),
         code=("command to repeat",),
     )
-    return table if table.groups else None
+    return _without_empty_columns(table) if table.groups else None
 
 
 def failures_table(facet: Facet) -> Table | None:
     """Every row of a facet that is not ok, with its reason and the command that repeats it."""
     rows = facet.rows[facet.rows["status"] != "ok"]
-    columns = ("line", "pass", "length (tokens)", "status", "reason", "run", "command to repeat")
     table = Table(
         "Rows without a number",
-        columns,
-        _grouped(facet, rows, _failure_cells),
-        text=("pass", "status", "run"),
+        ("line", *_FAILURE_CELLS),
+        _grouped(facet, rows, _FAILURE_CELLS, _FAILURE_COLUMNS),
+        text=("status", "run"),
         prose=("reason",),
         code=("command to repeat",),
     )
-    return table if table.groups else None
+    return _without_empty_columns(table) if table.groups else None
 
 
 def failure_details(facet: Facet) -> tuple[list[Detail], int]:
@@ -234,42 +214,67 @@ def _cells(line: Line, cell: CellOf, failure: Callable[[Failure], str]) -> dict[
 
 
 def _grouped(
-    facet: Facet, rows: pd.DataFrame, cells: Callable[[dict], tuple[str, ...]]
+    facet: Facet, rows: pd.DataFrame, cells: dict[str, CellOfRow], columns: tuple[str, ...]
 ) -> tuple[Group, ...]:
-    lines = facet.lines
-    ordered = {number: place for place, number in enumerate(lines)}
+    """The rows by line in the order of the figures, by length within a line."""
     by_line: dict[int, list[tuple[str, ...]]] = {}
-    for record in rows.sort_values("length", kind="stable").to_dict("records"):
-        by_line.setdefault(record["line"], []).append(cells(record))
+    ordered = rows.sort_values("length", kind="stable")[["line", *columns]]
+    for record in ordered.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
+        by_line.setdefault(row["line"], []).append(tuple(show(row) for show in cells.values()))
     return tuple(
-        Group(lines[line].label, tuple(by_line[line])) for line in sorted(by_line, key=ordered.__getitem__)
+        Group(f"{line.label} ({panel.title.lower()})", tuple(by_line[line.number]))
+        for panel in facet.panels
+        for line in panel.lines
+        if line.number in by_line
     )
 
 
-def _case_cells(row: dict) -> tuple[str, ...]:
-    value = {name: number(row[name]) for name in _CASE_NUMBERS}
-    quartiles = "–".join(number_text(value[name], 4) for name in ("latency_q1_ms", "latency_q3_ms"))
-    return (
-        pass_text(label_text(row["pass"])),
-        length_text(row["seq_len"]),
-        number_text(value["latency_ms"], 4),
-        quartiles if quartiles != "–" else "",
-        whole_text(value["sample_count"]),
-        percent_text(value["precision"]),
-        time_text(value["compile_ms"]),
-        percent_text(value["sparsity"]),
-        number_text(value["mean_blocks"]),
-        percent_text(value["list_overlap"]),
-        percent_text(value["roofline_share"]),
-        number_text(value["sm_clock_mhz"], 4),
-        whole_text(value["throttled_samples"]),
-        whole_text(value["seed"]),
-        label_text(row["run_id"]),
-        command_text(row["command"]),
+def _without_empty_columns(table: Table) -> Table:
+    """The table without columns that are empty in every row."""
+    kept = [
+        place
+        for place in range(len(table.columns) - 1)
+        if any(row[place] for group in table.groups for row in group.rows)
+    ]
+    return replace(
+        table,
+        columns=(table.columns[0], *(table.columns[place + 1] for place in kept)),
+        groups=tuple(
+            Group(group.header, tuple(tuple(row[place] for place in kept) for row in group.rows))
+            for group in table.groups
+        ),
     )
 
 
-_CASE_NUMBERS = (
+def _quartiles(row: dict[str, Any]) -> str:
+    low, high = number(row["latency_q1_ms"]), number(row["latency_q3_ms"])
+    return f"{number_text(low, 4)}–{number_text(high, 4)}" if low and high else ""
+
+
+def _shown(name: str, show: Callable[[float | None], str]) -> CellOfRow:
+    return lambda row: show(number(row[name]))
+
+
+_CASE_CELLS: dict[str, CellOfRow] = {
+    "length (tokens)": _shown("seq_len", length_text),
+    "median (ms)": _shown("latency_ms", lambda value: number_text(value, 4)),
+    "quartiles (ms)": _quartiles,
+    "samples": _shown("sample_count", whole_text),
+    "±95 %": _shown("precision", percent_text),
+    "first call": _shown("compile_ms", time_text),
+    "pairs left out": _shown("sparsity", percent_text),
+    "blocks per query": _shown("mean_blocks", number_text),
+    "list overlap": _shown("list_overlap", percent_text),
+    "open neurons": _shown("activation_rate", percent_text),
+    "clock (MHz)": _shown("sm_clock_mhz", whole_text),
+    "throttled": _shown("throttled_samples", whole_text),
+    "seed": _shown("seed", whole_text),
+    "run": lambda row: label_text(row["run_id"]),
+    "command to repeat": lambda row: command_text(row["command"]),
+}
+_CASE_COLUMNS = (
+    "seq_len",
     "latency_ms",
     "latency_q1_ms",
     "latency_q3_ms",
@@ -279,19 +284,18 @@ _CASE_NUMBERS = (
     "sparsity",
     "mean_blocks",
     "list_overlap",
-    "roofline_share",
+    "activation_rate",
     "sm_clock_mhz",
     "throttled_samples",
     "seed",
+    "run_id",
+    "command",
 )
-
-
-def _failure_cells(row: dict) -> tuple[str, ...]:
-    return (
-        pass_text(label_text(row["pass"])),
-        length_text(row["seq_len"]),
-        label_text(row["status"]) or "no status",
-        cell_text(row["reason"]),
-        label_text(row["run_id"]),
-        command_text(row["command"]),
-    )
+_FAILURE_CELLS: dict[str, CellOfRow] = {
+    "length (tokens)": _shown("seq_len", length_text),
+    "status": lambda row: label_text(row["status"]) or "no status",
+    "reason": lambda row: cell_text(row["reason"]),
+    "run": lambda row: label_text(row["run_id"]),
+    "command to repeat": lambda row: command_text(row["command"]),
+}
+_FAILURE_COLUMNS = ("seq_len", "status", "reason", "run_id", "command")

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.figures import error, heatmap, latency, memory, roofline, speedup, throughput
+from dynbench.dashboards.figures import (
+    error,
+    heatmap,
+    latency,
+    memory,
+    roofline,
+    speedup,
+    throughput,
+)
 from dynbench.dashboards.model import Facet, Failure, Line, Panel, Point
 from dynbench.dashboards.tables import Table, figure_table, latency_cell, status_text
 from dynbench.dashboards.text import label_text
@@ -31,7 +39,9 @@ class View:
         """The numbers of the figure."""
         caption = f"{self.title}, {panel.title.lower()}: {self.unit}"
         lines = [line for line in panel.lines if line.is_sparse or not self.only_sparse]
-        return figure_table(lines, caption, lambda line, point: self.cell(panel, line, point), self.failure)
+        return figure_table(
+            lines, caption, lambda line, point: self.cell(panel, line, point), self.failure
+        )
 
 
 def views(baseline: str) -> tuple[View, ...]:
@@ -51,7 +61,8 @@ def views(baseline: str) -> tuple[View, ...]:
             "speedup",
             f"Speed-up over {name}",
             "Higher is better.",
-            f"Latency of {name} over that of the line; above 1 it pays. A ring marks where a line crosses 1.",
+            f"Latency of {name} over that of the line; above 1 it pays. A ring marks where a line "
+            "crosses 1.",
             "times as fast",
             lambda facet, panel: speedup.speedup_figure(panel),
             speedup.speedup_cell,
@@ -60,7 +71,8 @@ def views(baseline: str) -> tuple[View, ...]:
             "heatmap",
             f"Sparsity by length, speed-up over {name}",
             "Higher, that is bluer, is better.",
-            f"Blue is faster than {name}, red slower. Exact and hybrid lists have rows of their own.",
+            f"Blue is faster than {name}, red slower. Exact and hybrid lists have rows of their "
+            "own.",
             "times as fast",
             lambda facet, panel: heatmap.heatmap_figure(panel),
             speedup.speedup_cell,
@@ -89,8 +101,9 @@ def views(baseline: str) -> tuple[View, ...]:
             "roofline",
             "Roofline",
             "Closer to the roof is better.",
-            "Every point is one length. The roof is what this machine reached in this run, no data sheet's.",
-            "effective rate and arithmetic intensity",
+            "Every point is one length. The roof is what this machine reached in this run, no data "
+            "sheet's.",
+            "effective TFLOP/s at FLOP/byte, and share of the roofline",
             lambda facet, panel: roofline.roofline_figure(panel, ceilings(facet)),
             lambda panel, line, point: roofline.roofline_cell(line, point),
         ),

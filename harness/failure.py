@@ -25,7 +25,7 @@ _DEVICE_FAULT = re.compile(
 
 def failure_columns(error: BaseException) -> dict[str, Any]:
     """Status, reason and details of the row for an exception raised by a suite or a provider."""
-    text = _one_line(str(error))
+    text = one_line(str(error))
     name = type(error).__name__
     if isinstance(error, Unavailable):
         return {"status": Status.UNAVAILABLE, "reason": text or name}
@@ -38,7 +38,7 @@ def failure_columns(error: BaseException) -> dict[str, Any]:
         name, text = "the provider called sys.exit", str(error.code)
     return {
         "status": Status.ERROR,
-        "reason": _one_line(f"{name}: {text}" if text else name),
+        "reason": one_line(f"{name}: {text}" if text else name),
         "details": "".join(traceback.format_exception(error))[-_DETAILS_LENGTH:],
     }
 
@@ -104,6 +104,7 @@ def _memory_reason(text: str) -> str:
     return f"tried to allocate {int(host[1]) / 2**30:.3g} GiB of host memory, beyond what is left"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text without line breaks, cut at the length of a reason."""
     line = " ".join(text.split())
     return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 1] + "…"

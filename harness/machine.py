@@ -148,8 +148,12 @@ def _machine_id(facts: dict[str, Any]) -> str:
 
 
 def _git_facts(file: Path) -> dict[str, Any]:
-    """Commit and dirtiness of the checkout that tracks ``file``; None for an installed copy."""
-    unknown = {"git_commit": None, "git_dirty": None}
+    """Commit and dirtiness of the checkout that tracks ``file``.
+
+    A copy without its checkout (an image, a remote machine) may be told its commit by the
+    environment variable DYNBENCH_GIT_COMMIT; whether it was changed since is then unknown.
+    """
+    unknown = {"git_commit": os.environ.get("DYNBENCH_GIT_COMMIT") or None, "git_dirty": None}
     # an installed copy may lie inside some checkout without belonging to it
     if _git(file, "ls-files", "--error-unmatch", file.name) is None:
         return unknown

@@ -14,15 +14,22 @@ sample, and it is checked as well. ``warmup_count`` is 0 either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynbench.harness.case import Case
 from dynbench.harness.ceilings import Ceilings
+from dynbench.harness.failure import one_line
 from dynbench.harness.memory import MemoryMeter, Peak, release_memory
-from dynbench.harness.poison import Block, output_blocks, overwritten_allocations, poison
+from dynbench.harness.poison import (
+    Block,
+    output_blocks,
+    overwritten_allocations,
+    poison,
+    poison_device,
+)
 from dynbench.harness.schema import Status
 from dynbench.harness.subject import Correctness, Subject, Work
 from dynbench.harness.telemetry import Telemetry
@@ -60,6 +67,32 @@ class Limits:
         return cls(slow_call_s=2.0, warmup_s=0.1, criterion=criterion)
 
 
+@dataclass(frozen=True)
+class _Spoiler:
+    """Sees to it that the outputs of a call cannot be right by what the memory held before."""
+
+    device: str
+    blocks: list[Block]  # of the outputs
+    peak: Peak  # of the first call
+
+    @contextmanager
+    def spoiled_memory(self, *, measured: bool) -> Iterator[None]:
+        """Spoil free memory, and on a CPU what is handed out meanwhile.
+
+        The latter costs time and memory: where these are ``measured``, freed memory goes back to
+        the kernel instead, which hands out zeros.
+        """
+        release_memory(self.device)  # else the freed memory of older calls would be handed out
+        if self.device == "cpu" and measured:
+            yield
+            return
+        if self.device == "cuda":
+            poison_device(self.peak.allocated_bytes or 0)
+        poison(self.blocks)
+        with overwritten_allocations() if self.device == "cpu" else nullcontext():
+            yield
+
+
 @dataclass
 class _Taken:
     """What the calls of one case gave."""
@@ -92,11 +125,11 @@ def measure(
         subject.setup()
     with Telemetry(case.device) as telemetry:
         on_stage("first call")
-        first = timer.time(subject.run)
+        first, first_peak = meter.peak_of(lambda: timer.time(subject.run))
         columns["compile_ms"] = first.ms
-        blocks = output_blocks(first.outputs)
+        spoiler = _Spoiler(case.device, output_blocks(first.outputs), first_peak)
         first = first.without_outputs()
-        taken = _take(subject, timer, meter, limits, first, blocks, case.device, on_stage)
+        taken = _take(subject, timer, meter, limits, first, spoiler, on_stage)
         columns["device_memory_bytes"] = telemetry.memory_used_bytes()
     columns.update(_verdict_columns(taken.verdict))
     columns["peak_memory_bytes"] = taken.peak.allocated_bytes
@@ -142,21 +175,16 @@ def _take(
     meter: MemoryMeter,
     limits: Limits,
     first: Timed,
-    blocks: list[Block],
-    device: str,
+    spoiler: _Spoiler,
     on_stage: Callable[[str], None],
 ) -> _Taken:
     """Everything after the first call, in the order of the module's text."""
 
     def checked_call(*, measured: bool) -> tuple[Timed, Peak, Correctness]:
-        release_memory(device)  # else freed memory of older calls would be handed out instead
-        if device == "cpu" and measured:  # what was released comes back from the kernel as zeros
-            timed, peak = meter.peak_of(lambda: timer.time(subject.run))
-        else:
-            poison(blocks)
-            with overwritten_allocations() if device == "cpu" else nullcontext():
-                timed, peak = meter.peak_of(lambda: timer.time(subject.run), keep_free_memory=True)
-        return timed.without_outputs(), peak, subject.check(timed.outputs)
+        with spoiler.spoiled_memory(measured=measured):
+            timed, peak = meter.peak_of(lambda: timer.time(subject.run), keep_free_memory=True)
+        verdict = meter.leave_out(lambda: subject.check(timed.outputs))
+        return timed.without_outputs(), peak, verdict
 
     slow_ms = limits.slow_call_s * 1e3
     on_stage("check")
@@ -206,7 +234,9 @@ def _complaint(verdict: Correctness) -> str:
 def _verdict_columns(verdict: Correctness) -> dict[str, Any]:
     return {
         "status": Status.OK if verdict.passed else Status.INCORRECT,
-        "reason": None if verdict.passed else f"{_complaint(verdict)} ({verdict.checked})",
+        "reason": None
+        if verdict.passed
+        else one_line(f"{_complaint(verdict)} ({verdict.checked})"),
         "rms_error": verdict.rms_error,
         "rms_tolerance": verdict.rms_tolerance,
         "dense_error": verdict.dense_error,

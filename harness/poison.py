@@ -2,8 +2,9 @@
 
 A kernel that leaves part of its output unwritten passes a check if the memory still holds the
 outputs of the call before. So blocks of the outputs' sizes are filled with NaN and freed just
-before a checked call. A GPU's allocator hands out the same blocks again. The C library may prefer
-other free memory to them, so on a CPU it is also told to overwrite whatever it hands out.
+before a checked call. Allocators may prefer other free memory to those blocks, so on a GPU all the
+memory that a call needs is filled as well, and on a CPU the C library is told to overwrite whatever
+it hands out.
 """
 
 from __future__ import annotations
@@ -46,6 +47,17 @@ def poison(blocks: list[Block]) -> None:
             tensor.fill_(float("nan"))
         elif tensor.dtype != torch.bool:
             tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+
+def poison_device(size_bytes: int) -> None:
+    """Fill that much memory of the GPU with NaN and leave it in torch's cache, if there is room.
+
+    With an empty cache before, a call that needs no more than this gets poisoned memory only.
+    """
+    import torch
+
+    with contextlib.suppress(torch.OutOfMemoryError):
+        poison([Block((size_bytes,), torch.uint8, torch.device("cuda"))])  # bytes of 0xFF: NaN
 
 
 @contextlib.contextmanager

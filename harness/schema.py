@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 SCHEMA_VERSION = 1
-"""Raised when a column changes its name, type or meaning; a new optional column does not raise it."""
+"""Raised when a column changes its name, type or meaning, not for a new optional column."""
 
 
 class Status(StrEnum):
@@ -274,7 +274,7 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "packages", "string", "JSON object: versions of the other packages that matter here."
         ),
-        Column("git_commit", "string", "Commit of the code measured; null outside a checkout."),
+        Column("git_commit", "string", "Commit of the code measured: the checkout's, or as told."),
         Column("git_dirty", "bool", "Whether the checkout had uncommitted changes."),
         Column("host_hash", "string", "Hash of the host's name."),
         Column("started_at", "string", "When the case began, UTC, ISO 8601."),
@@ -286,7 +286,7 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
 COLUMNS: dict[str, Column] = {c.name: c for section in SECTIONS.values() for c in section}
 """All columns by name."""
 
-_PYTHON_TYPES: dict[Kind, type] = {
+_PYTHON_TYPES: dict[Kind, type[Any]] = {
     "string": str,
     "int": int,
     "float": float,
@@ -300,9 +300,9 @@ def complete_row(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with every column of the schema, absent ones None.
 
     Non-finite floats become None, since neither JSON nor a comparison can carry them; integers are
-    accepted for float columns. Raises KeyError for a column that the schema does not know, TypeError
-    for a value of the wrong type and ValueError for an unknown status: a misspelt column must not
-    vanish.
+    accepted for float columns. Raises KeyError for a column that the schema does not know,
+    TypeError for a value of the wrong type and ValueError for an unknown status: a misspelt column
+    must not vanish.
     """
     unknown = sorted(set(values) - set(COLUMNS))
     if unknown:
@@ -331,7 +331,7 @@ def _checked(column: Column, value: Any) -> Any:
 
 
 def arrow_schema() -> pyarrow.Schema:
-    """The parquet schema of a run, its version in the metadata under ``dynbench.schema_version``."""
+    """The parquet schema of a run; ``dynbench.schema_version`` is in its metadata."""
     import pyarrow as pa
 
     types = {

@@ -11,11 +11,11 @@ from typing import Any
 
 
 class Unavailable(Exception):
-    """A package or device that the provider needs is not here. The message names it and how to get it."""
+    """A package or device that the provider needs is not here; the message says how to get it."""
 
 
 class Unsupported(Exception):
-    """The provider does not serve this case. The message names the limit and, if any, the nearest case."""
+    """The provider does not serve this case; the message names the limit and the nearest case."""
 
 
 @dataclass(frozen=True)

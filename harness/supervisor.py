@@ -115,8 +115,9 @@ class WorkerProcess:
 
     def kill(self) -> int:
         """End the worker and all it started, at once; return its exit code."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet: the id is still its own
+        if self._process.returncode is None:  # not reaped yet: the id is still its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
 
     def close(self) -> None:
@@ -190,6 +191,8 @@ class WorkerProcess:
 
 class Supervisor:
     """Measures cases in workers; every case gives columns, whatever happens.
+
+    A worker dies with the thread that started it, so use one supervisor from one thread only.
 
     ``prepare`` is the dotted path of the suite's function, ``provider_files`` go to it as they are,
     ``isolate`` gives every case a worker of its own, and ``on_stage`` hears how a case goes on.

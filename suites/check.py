@@ -108,7 +108,7 @@ class AttentionCheck:
             rms_tolerance=found.tolerance,
             checked=f"{checked}; worst {found.name}",
             dense_error=self._dense_error(given["o"]) if "o" in given else None,
-            problem=first_unwritten(outputs, names),
+            problem=first_unwritten(outputs, names) or self._list_problem,
         )
 
     def _describe(self, names: tuple[str, ...], with_lists: bool) -> str:

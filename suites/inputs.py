@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dynbench.harness.subject import Unavailable
 from dynbench.suites.spec import Spec
 from dynnsiha.embedding import HierarchicalEmbedding, WordSegmenter, character_ids
 
@@ -89,27 +91,31 @@ def source_text(characters: int, seed: int = 0) -> str:
     """That many characters of the Python standard library's own source files.
 
     Files in the order of their paths, starting at one that the seed picks; the text begins anew if
-    it is too short.
+    it is too short. Raises Unavailable where Python came without its sources.
     """
-    files = list(_source_files())
+    files = _source_files(sysconfig.get_paths()["stdlib"])
+    if not files:
+        raise Unavailable("Python's library has no sources here: try --inputs normal")
     start = random.Random(seed).randrange(len(files))
     parts: list[str] = []
     missing = characters
-    for index in range(len(files) * (1 + characters)):
-        if missing <= 0:
-            break
-        path = files[(start + index) % len(files)]
+    for path in itertools.islice(itertools.cycle(files), start, None):
         parts.append(path.read_text(encoding="utf-8", errors="replace"))
         missing -= len(parts[-1])
+        if missing <= 0:
+            break
     return "".join(parts)[:characters]
 
 
-def _source_files() -> Iterator[Path]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+@functools.cache
+def _source_files(root: str) -> tuple[Path, ...]:
+    """Source files that are not empty, without tests and what users installed."""
     skipped = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "lib2to3"}
-    for path in sorted(root.rglob("*.py")):
-        if not skipped & set(path.relative_to(root).parts) and path.stat().st_size:
-            yield path
+    return tuple(
+        path
+        for path in sorted(Path(root).rglob("*.py"))
+        if not skipped & set(path.relative_to(root).parts) and path.stat().st_size
+    )
 
 
 def _embedded_text(spec: Spec) -> Tensor:

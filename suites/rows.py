@@ -38,10 +38,12 @@ class Slice:
 
     @property
     def seq_len(self) -> int:
+        """T."""
         return self.q.shape[1]
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
+        """What is differentiated: q, k, v and the gates if there are any."""
         return (self.q, self.k, self.v) + (() if self.gates is None else (self.gates,))
 
     def cast(self, dtype: torch.dtype, *, differentiated: bool = False) -> Slice:

@@ -10,6 +10,7 @@ Conventions, for every provider alike, whatever it computes on top:
 - Sparse attention attends to the sum of its branches: windows that have ended (compressed), the
   tokens of its blocks up to the query (selected), and the last ``window`` tokens (sliding). Ranking
   the blocks reuses the compressed branch's logits and counts nothing.
+- ``dense_flops`` is the same case with dense attention: in suite ``layer``, projections included.
 - Bytes: every input once, every output once. Forward reads q, k, v (and gates) and writes o;
   backward reads these and do and writes a gradient of each; a layer adds its parameters.
 

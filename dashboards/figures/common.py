@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,15 @@ from dynbench.dashboards.text import label_text, length_text, plain_text, plot_t
 from dynbench.dashboards.theme import MUTED, Style
 
 MAX_LEGEND = 32
-"""With more lines than this, lines of one provider and list kind share a legend entry (never a line)."""
+"""With more lines, those of one provider and list kind share a legend entry (never a line)."""
 
 MAX_BANDS = 12
-"""With more lines than this, quartile bands would hide one another and are left to hover and table."""
+"""With more lines quartile bands would hide one another: they are left to hover and table."""
 
 PLOT_HEIGHT_PX = 340
+
+Trace = dict[str, Any]
+"""A trace as plotly's JSON has it."""
 
 ValueOf = Callable[[Line, Point], float | None]
 TextOf = Callable[[Line, Point], str]
@@ -28,7 +31,7 @@ TextOf = Callable[[Line, Point], str]
 
 @dataclass(frozen=True)
 class Series:
-    """One legend entry: a line, or the lines of one provider and list kind where there are too many."""
+    """One legend entry: a line, or lines of one provider and list kind where there are too many."""
 
     label: str
     style: Style
@@ -48,7 +51,9 @@ def series_of(lines: Sequence[Line]) -> list[Series]:
         merged.setdefault((line.provider, lists_text(line.settings)), []).append(line)
     return [
         Series(
-            held[0].label if len(held) == 1 else f"{label_text(provider)} · {kind or 'any'} ({len(held)} lines)",
+            held[0].label
+            if len(held) == 1
+            else f"{label_text(provider)} · {kind or 'any'} ({len(held)} lines)",
             held[0].style,
             tuple(held),
         )
@@ -66,7 +71,7 @@ class Path:
 
 
 def path_of(series: Series, value: ValueOf, text: TextOf, x: ValueOf | None = None) -> Path:
-    """Points of a series on logarithmic axes: values that are missing or not positive are left out."""
+    """Points of a series on logarithmic axes: values missing or not positive are left out."""
     path = Path([], [], [])
     for line in series.lines:
         drawn = [(point, _positive(value(line, point))) for point in line.points]
@@ -76,7 +81,7 @@ def path_of(series: Series, value: ValueOf, text: TextOf, x: ValueOf | None = No
             path.y.append(None)
             path.hover.append("")
         for point, y in shown:
-            path.x.append(point.seq_len if x is None else x(line, point))
+            path.x.append(point.seq_len if x is None else _positive(x(line, point)))
             path.y.append(y)
             path.hover.append(hover_text(line.label, point.seq_len, text(line, point)))
     return path
@@ -87,41 +92,43 @@ def hover_text(label: str, seq_len: float, text: str) -> str:
     return f"<b>{plot_text(label)}</b><br>{length_text(seq_len)} tokens: {plot_text(text)}"
 
 
-def line_trace(series: Series, path: Path, **more: Any) -> go.Scatter:
+def line_trace(series: Series, path: Path) -> Trace:
     """The trace of a series: line, dash and marker of its style."""
     style = series.style
-    return go.Scatter(
-        x=path.x,
-        y=path.y,
-        hovertext=path.hover,
-        hoverinfo="text",
-        mode="lines+markers",
-        name=plot_text(series.label),
-        legendgroup=series_key(series),
-        line={"color": style.colour, "dash": style.dash, "width": 2.25},
-        marker={"color": style.colour, "symbol": style.symbol, "size": 8},
-        **more,
-    )
+    return {
+        "type": "scatter",
+        "x": path.x,
+        "y": path.y,
+        "hovertext": path.hover,
+        "hoverinfo": "text",
+        "mode": "lines+markers",
+        "name": plot_text(series.label),
+        "legendgroup": series_key(series),
+        "line": {"color": style.colour, "dash": style.dash, "width": 2.25},
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 8},
+    }
 
 
-def mark_trace(series: Series, marks: Path, *, in_legend: bool) -> go.Scatter:
-    """Crosses in the colour of a series: rows that failed. ``in_legend`` where it has nothing else."""
-    return go.Scatter(
-        x=marks.x,
-        y=marks.y,
-        hovertext=marks.hover,
-        hoverinfo="text",
-        mode="markers",
-        name=plot_text(series.label),
-        legendgroup=series_key(series),
-        showlegend=in_legend,
-        marker={
-            "color": series.style.colour,
+def mark_trace(series: Series, marks: Path, *, in_legend: bool) -> Trace:
+    """Crosses in a series' colour: rows that failed. ``in_legend`` where it has nothing else."""
+    colour = series.style.colour
+    return {
+        "type": "scatter",
+        "x": marks.x,
+        "y": marks.y,
+        "hovertext": marks.hover,
+        "hoverinfo": "text",
+        "mode": "markers",
+        "name": plot_text(series.label),
+        "legendgroup": series_key(series),
+        "showlegend": in_legend,
+        "marker": {
+            "color": colour,
             "symbol": "x",
             "size": 10,
             "line": {"width": 1.5, "color": MUTED},
         },
-    )
+    }
 
 
 def series_key(series: Series) -> str:
@@ -130,45 +137,56 @@ def series_key(series: Series) -> str:
 
 
 def finished(
-    traces: list[Any],
+    traces: list[Trace],
     *,
     x_title: str,
     y_title: str,
     lengths: Sequence[int] = (),
+    y_axis: Mapping[str, Any] | None = None,
     **layout: Any,
 ) -> go.Figure:
     """The figure with logarithmic axes, their titles and a legend below the plot.
 
-    ``lengths`` puts the ticks of the x axis at sequence lengths. The page's script adds the height of
-    the legend to ``PLOT_HEIGHT_PX`` once it knows how wide the figure is; it finds the characters of
-    each entry in ``layout.meta``.
+    ``lengths`` puts the ticks of the x axis at sequence lengths, ``y_axis`` overrides the other's.
+    The page's script adds the height of the legend to ``PLOT_HEIGHT_PX`` once it knows how wide the
+    figure is; it finds the characters of each entry in ``layout.meta``.
     """
-    shown = [trace for trace in traces if trace.showlegend is not False and len(trace.x)]
-    roof = [x for trace in traces if not lengths for x in trace.x]
-    figure = go.Figure(data=traces)
-    figure.update_layout(
+    shown = [trace for trace in traces if trace.get("showlegend", True) and trace["x"]]
+    x_ticks = (
+        length_ticks(lengths) if lengths else log_ticks([x for trace in traces for x in trace["x"]])
+    )
+    y_ticks = log_ticks([y for trace in traces for y in trace["y"]]) | dict(y_axis or {})
+    legend = {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "xref": "container",
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "tracegroupgap": 0,
+    }
+    return figure_of(
+        traces,
         height=PLOT_HEIGHT_PX,
         margin={"l": 64, "r": 16, "t": 12, "b": 56},
         hovermode="closest",
         showlegend=True,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "xref": "container",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "tracegroupgap": 0,
-        },
-        meta={"entries": [len(trace.name or "") for trace in shown]},
-        xaxis={"type": "log", "title": {"text": x_title}},
-        yaxis={"type": "log", "title": {"text": y_title}},
+        legend=legend,
+        meta={"entries": [len(trace["name"]) for trace in shown]},
+        xaxis={"type": "log", "title": {"text": x_title}, **x_ticks},
+        yaxis={"type": "log", "title": {"text": y_title}, **y_ticks},
+        **layout,
     )
-    figure.update_xaxes(length_ticks(lengths) if lengths else log_ticks(roof))
-    figure.update_yaxes(log_ticks([y for trace in traces for y in trace.y]))
-    figure.update_layout(layout)
-    return figure
+
+
+def figure_of(traces: list[Trace], **layout: Any) -> go.Figure:
+    """A figure without a template: the page brings its own.
+
+    Not validated: a report of many comparisons has thousands of figures, and checking each costs
+    four times what building it does. The tests validate every kind of figure instead.
+    """
+    return go.Figure(data=traces, layout={**layout, "template": "none"}, _validate=False)
 
 
 def length_ticks(lengths: Sequence[int]) -> dict[str, Any]:
@@ -200,7 +218,7 @@ def log_ticks(values: Sequence[float | None]) -> dict[str, Any]:
     room = max(0.06 * (high - low), (0.66 - (high - low)) / 2, 0.04)
     low, high = low - room, high + room
     decades = range(math.floor(low), math.ceil(high) + 1)
-    steps = (1, 2, 5) if high - low <= 3.4 else (1,)
+    steps: tuple[float, ...] = (1, 2, 5) if high - low <= 3.4 else (1,)
     if high - low < 1:
         steps = (1, 1.5, 2, 3, 4, 5, 6, 8)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
@@ -221,18 +239,20 @@ def failures(panel: Panel, *statuses: str) -> Iterator[tuple[Line, int, str]]:
                 yield line, seq_len, failure.reason
 
 
-def reference_line(text: str, x: list[float], y: list[float], dash: str = "dash") -> go.Scatter:
+def reference_line(text: str, x: list[float], y: list[float], dash: str = "dash") -> Trace:
     """A muted line that is no provider's: a ceiling, a tolerance, the baseline."""
-    return go.Scatter(
-        x=x,
-        y=y,
-        mode="lines",
-        name=plot_text(text),
-        hovertext=[plot_text(text)] * len(x),
-        hoverinfo="text",
-        line={"color": MUTED, "dash": dash, "width": 1.5},
-    )
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "mode": "lines",
+        "name": plot_text(text),
+        "hovertext": [plot_text(text)] * len(x),
+        "hoverinfo": "text",
+        "line": {"color": MUTED, "dash": dash, "width": 1.5},
+    }
 
 
 def _positive(value: float | None) -> float | None:
-    return value if value is not None and value > 0 else None
+    """The value with six significant digits (the page stays small), None unless above 0."""
+    return float(f"{value:.6g}") if value is not None and value > 0 else None

@@ -1,4 +1,4 @@
-"""Errors over sequence length: against the provider's own reference, and against dense attention."""
+"""Errors over sequence length: against the provider's own reference, and dense attention."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from dynbench.dashboards.figures.common import (
     Path,
+    Trace,
     finished,
     hover_text,
     length_ticks,
@@ -21,7 +22,7 @@ from dynbench.dashboards.text import number_text, plain_text
 
 
 def error_figure(panel: Panel) -> go.Figure | None:
-    """RMS error over length with its tolerance; rows beyond it are crosses. None without any error."""
+    """RMS error over length with its tolerance; rows beyond it are crosses. None without any."""
     lines = [
         line
         for line in panel.lines
@@ -34,11 +35,15 @@ def error_figure(panel: Panel) -> go.Figure | None:
         path = path_of(series, _rms_error, _error_text)
         traces.append(line_trace(series, path))
         beyond = [
-            (line, f.seq_len, f.rms_error) for line in series.lines for f in line.failures if f.rms_error
+            (line, f.seq_len, f.rms_error)
+            for line in series.lines
+            for f in line.failures
+            if f.rms_error
         ]
         if beyond:
             hover = [
-                hover_text(line.label, s, f"incorrect, error {plain_text(e)}") for line, s, e in beyond
+                hover_text(line.label, s, f"incorrect, error {plain_text(e)}")
+                for line, s, e in beyond
             ]
             marks = Path([s for _, s, _ in beyond], [e for *_, e in beyond], hover)
             traces.append(mark_trace(series, marks, in_legend=not path.x))
@@ -82,7 +87,7 @@ def distance_cell(line: Line, point: Point) -> str:
     return number_text(point.dense_error)
 
 
-def _tolerance_traces(lines: list[Line], lengths: list[int]) -> list[go.Scatter]:
+def _tolerance_traces(lines: list[Line], lengths: list[int]) -> list[Trace]:
     """One line where all rows share a tolerance, else the smallest and the largest."""
     tolerances = sorted({p.rms_tolerance for line in lines for p in line.points if p.rms_tolerance})
     if not tolerances:

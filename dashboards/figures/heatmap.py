@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.figures.common import hover_text
+from dynbench.dashboards.figures.common import figure_of, hover_text
 from dynbench.dashboards.figures.speedup import speedup_at, speedup_text
 from dynbench.dashboards.labels import settings_text
 from dynbench.dashboards.model import Line, Panel
@@ -20,6 +21,9 @@ from dynbench.dashboards.text import (
 )
 
 ROW_HEIGHT_PX = 34
+MAX_NAMED_ROWS = 40
+"""With more rows than this the map grows no taller and names every second, third ... row."""
+
 MAX_TEXTS = 400
 """Beyond this many cells the numbers are left to hover and table."""
 
@@ -34,7 +38,7 @@ def heatmap_lines(panel: Panel) -> list[Line]:
 
 
 def heatmap_figure(panel: Panel) -> go.Figure | None:
-    """One row per provider, list kind and sparsity setting, one column per length; None without rows.
+    """A row per provider, list kind and sparsity setting, a column per length; None without rows.
 
     The colour is the logarithm of the speed-up, centred on 1; the setting stands at the row, the
     sparsity measured in the hover text.
@@ -42,44 +46,52 @@ def heatmap_figure(panel: Panel) -> go.Figure | None:
     lines = heatmap_lines(panel)
     if not lines:
         return None
-    lengths = sorted({p.seq_len for line in lines for p in line.points} & set(panel.baseline_points))
+    lengths = sorted(
+        {p.seq_len for line in lines for p in line.points} & set(panel.baseline_points)
+    )
     rows = [_row(panel, line, lengths) for line in lines]
     extent = max((abs(z) for row in rows for z in row[0] if z is not None), default=1.0) or 1.0
-    heat = go.Heatmap(
-        x=[length_text(seq_len) for seq_len in lengths],
-        y=list(range(len(lines))),
-        z=[row[0] for row in rows],
-        text=[row[1] for row in rows] if len(rows) * len(lengths) <= MAX_TEXTS else None,
-        texttemplate="%{text}",
-        hovertext=[row[2] for row in rows],
-        hoverinfo="text",
-        zmid=0,
-        zmin=-extent,
-        zmax=extent,
-        xgap=2,
-        ygap=2,
-        colorbar=_colorbar(extent),
-    )
-    figure = go.Figure(heat)
-    figure.update_layout(
-        height=130 + ROW_HEIGHT_PX * max(3, len(lines)),
+    heat = {
+        "type": "heatmap",
+        "x": [length_text(seq_len) for seq_len in lengths],
+        "y": list(range(len(lines))),
+        "z": [row[0] for row in rows],
+        "hovertext": [row[2] for row in rows],
+        "hoverinfo": "text",
+        "zmid": 0,
+        "zmin": -extent,
+        "zmax": extent,
+        "xgap": 2,
+        "ygap": 2,
+        "colorbar": _colorbar(extent),
+    }
+    if len(rows) * len(lengths) <= MAX_TEXTS:
+        heat |= {"text": [row[1] for row in rows], "texttemplate": "%{text}"}
+    named = list(range(0, len(lines), math.ceil(len(lines) / MAX_NAMED_ROWS)))
+    return figure_of(
+        [heat],
+        height=130 + ROW_HEIGHT_PX * min(max(3, len(lines)), MAX_NAMED_ROWS),
         margin={"l": 16, "r": 16, "t": 12, "b": 56},
         meta={"entries": []},
         xaxis={"type": "category", "title": {"text": "sequence length (tokens)"}},
         yaxis={
-            "tickvals": list(range(len(lines))),
-            "ticktext": [_row_name(line) for line in lines],
+            "tickvals": named,
+            "ticktext": [_row_name(lines[row]) for row in named],
             "autorange": "reversed",
             "showgrid": False,
         },
+        annotations=[
+            {
+                "x": lengths.index(seq_len),
+                "y": row,
+                "text": _short(failure.status),
+                "showarrow": False,
+            }
+            for row, line in enumerate(lines)
+            for seq_len, failure in line.failed_lengths.items()
+            if seq_len in lengths
+        ],
     )
-    for row, line in enumerate(lines):
-        for seq_len, failure in line.failed_lengths.items():
-            if seq_len in lengths:
-                figure.add_annotation(
-                    x=lengths.index(seq_len), y=row, text=plot_text(_short(failure.status)), showarrow=False
-                )
-    return figure
 
 
 def _row(
@@ -112,13 +124,15 @@ def _row_name(line: Line) -> str:
 
 
 def _short(status: str) -> str:
-    return {"out_of_memory": "no memory"}.get(status, label_text(status))
+    return plot_text({"out_of_memory": "no memory"}.get(status, label_text(status)))
 
 
-def _colorbar(extent: float) -> dict:
+def _colorbar(extent: float) -> dict[str, Any]:
     powers = range(-math.floor(extent), math.floor(extent) + 1)
     step = max(1, math.ceil(len(powers) / 7))
-    ticks = sorted({sign * power for power in range(0, math.floor(extent) + 1, step) for sign in (1, -1)})
+    ticks = sorted(
+        {sign * power for power in range(0, math.floor(extent) + 1, step) for sign in (1, -1)}
+    )
     return {
         "title": {"text": "speed-up", "font": {"size": 12}},
         "tickvals": ticks,

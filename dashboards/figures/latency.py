@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from dynbench.dashboards.figures.common import (
     MAX_BANDS,
     Series,
+    Trace,
     finished,
     line_trace,
     path_of,
@@ -46,7 +47,7 @@ def _latency_text(line: Line, point: Point) -> str:
     return f"{time_text(point.latency_ms)}{quartiles}, {count_text(point.samples, 'sample')}{rows}"
 
 
-def _band(series: Series) -> go.Scatter | None:
+def _band(series: Series) -> Trace | None:
     """The area between the quartiles of a series, line by line; None where none has quartiles."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -60,14 +61,15 @@ def _band(series: Series) -> go.Scatter | None:
         y += [q1_ms for _, q1_ms, _ in reversed(known)]
     if not x:
         return None
-    return go.Scatter(
-        x=x,
-        y=y,
-        mode="lines",
-        fill="toself",
-        fillcolor=translucent(series.style.colour, 0.22),
-        line={"width": 0},
-        hoverinfo="skip",
-        legendgroup=series_key(series),
-        showlegend=False,
-    )
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "mode": "lines",
+        "fill": "toself",
+        "fillcolor": translucent(series.style.colour, 0.22),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "legendgroup": series_key(series),
+        "showlegend": False,
+    }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 
 from dynbench.dashboards.figures.common import (
     Path,
+    Trace,
     failures,
     finished,
     hover_text,
@@ -31,11 +33,11 @@ def memory_figure(panel: Panel) -> go.Figure | None:
     known = [line for line in panel.lines if any(p.peak_memory_bytes for p in line.points)]
     if not known and not out:
         return None
-    failed = {line.number for line, _, _ in out}
-    lines = [line for line in panel.lines if line in known or line.number in failed]
+    drawn = {line.number for line, _, _ in out} | {line.number for line in known}
+    lines = [line for line in panel.lines if line.number in drawn]
     peaks = [p.peak_memory_bytes for line in known for p in line.points if p.peak_memory_bytes]
     top, bottom = max(peaks, default=2.0**30), min(peaks, default=2.0**30)
-    traces: list[go.Scatter] = []
+    traces: list[Trace] = []
     height = first = top * 3
     for series in series_of(lines):
         path = path_of(series, _peak_bytes, _peak_text)
@@ -50,17 +52,17 @@ def memory_figure(panel: Panel) -> go.Figure | None:
             crosses = Path([s for _, s, _ in marks], [height] * len(marks), hover)
             traces.append(mark_trace(series, crosses, in_legend=not path.x))
             height *= 1.7
-    figure = finished(
+    y_axis: dict[str, Any] = _byte_ticks(bottom, top) if peaks else {"showticklabels": False}
+    if out:
+        y_axis["range"] = [math.log10(bottom / 2), math.log10(height * 1.3)]
+    return finished(
         traces,
         x_title="sequence length (tokens)",
         y_title="peak memory above the inputs",
         lengths=panel.lengths,
+        y_axis=y_axis,
+        **(_region(top * 1.7, height * 1.3, first) if out else {}),
     )
-    figure.update_layout(yaxis=_byte_ticks(bottom, top) if peaks else {"showticklabels": False})
-    if out:
-        _mark_region(figure, top * 1.7, height, first)
-        figure.update_layout(yaxis={"range": [math.log10(bottom / 2), math.log10(height * 1.3)]})
-    return figure
 
 
 def memory_cell(line: Line, point: Point) -> str:
@@ -76,20 +78,33 @@ def _peak_text(line: Line, point: Point) -> str:
     return bytes_text(point.peak_memory_bytes)
 
 
-def _byte_ticks(bottom: float, top: float) -> dict:
+def _byte_ticks(bottom: float, top: float) -> dict[str, Any]:
     low, high = math.floor(math.log2(bottom)), math.ceil(math.log2(top))
     step = max(1, math.ceil((high - low + 1) / 7))
     ticks = [2.0**power for power in range(low - low % step, high + 1, step)]
     return {"tickvals": ticks, "ticktext": [bytes_text(tick, plain_text) for tick in ticks]}
 
 
-def _mark_region(figure: go.Figure, low: float, high: float, first: float) -> None:
-    figure.add_hrect(y0=low, y1=high * 1.3, fillcolor=MUTED, opacity=0.12, line_width=0, layer="below")
-    figure.add_annotation(
-        xref="paper",
-        x=0.01,
-        y=math.log10(first),
-        text="out of memory (✕)",
-        showarrow=False,
-        xanchor="left",
-    )
+def _region(low: float, high: float, label_at: float) -> dict[str, Any]:
+    """The shaded region above the values, where the crosses stand."""
+    shape = {
+        "type": "rect",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": low,
+        "y1": high,
+        "fillcolor": MUTED,
+        "opacity": 0.12,
+        "line": {"width": 0},
+        "layer": "below",
+    }
+    label = {
+        "xref": "paper",
+        "x": 0.01,
+        "xanchor": "left",
+        "y": math.log10(label_at),
+        "text": "out of memory (✕)",
+        "showarrow": False,
+    }
+    return {"shapes": [shape], "annotations": [label]}

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.figures.common import finished, line_trace, path_of, reference_line, series_of
+from dynbench.dashboards.figures.common import (
+    Trace,
+    finished,
+    line_trace,
+    path_of,
+    reference_line,
+    series_of,
+)
 from dynbench.dashboards.model import Line, Panel, Point
 from dynbench.dashboards.text import number_text, percent_text
 
@@ -14,7 +21,7 @@ from dynbench.dashboards.text import number_text, percent_text
 def roofline_figure(panel: Panel, ceilings: tuple[float, float] | None) -> go.Figure | None:
     """Effective TFLOP/s over FLOP/byte; None where no row has both.
 
-    ``ceilings`` is copy bandwidth in GB/s and matrix product rate in TFLOP/s, None where unmeasured.
+    ``ceilings``: copy bandwidth in GB/s and matrix product rate in TFLOP/s, None if unmeasured.
     """
     lines = [line for line in panel.lines if any(_drawn(point) for point in line.points)]
     if not lines:
@@ -23,29 +30,33 @@ def roofline_figure(panel: Panel, ceilings: tuple[float, float] | None) -> go.Fi
         line_trace(series, path_of(series, _rate, _text, _intensity)) for series in series_of(lines)
     ]
     if ceilings is not None:
-        intensities = [p.arithmetic_intensity or 1.0 for line in lines for p in line.points if _drawn(p)]
+        intensities = [
+            p.arithmetic_intensity or 1.0 for line in lines for p in line.points if _drawn(p)
+        ]
         traces.insert(0, roof_trace(ceilings, intensities))
-    return finished(
-        traces, x_title="arithmetic intensity (FLOP/byte)", y_title="effective TFLOP/s"
-    )
+    return finished(traces, x_title="arithmetic intensity (FLOP/byte)", y_title="effective TFLOP/s")
 
 
-def roof_trace(ceilings: tuple[float, float], intensities: Sequence[float]) -> go.Scatter:
+def roof_trace(ceilings: tuple[float, float], intensities: Sequence[float]) -> Trace:
     """The roof: bandwidth times intensity up to the matrix product rate."""
     copy_gb_s, matmul_tflops = ceilings
     ridge = matmul_tflops * 1000 / copy_gb_s
     low = min(min(intensities) / 2, ridge / 4)
     high = max(max(intensities) * 2, ridge * 4)
-    label = f"measured: {number_text(copy_gb_s)} GB/s copy, {number_text(matmul_tflops)} TFLOP/s matmul"
+    label = (
+        f"measured: {number_text(copy_gb_s)} GB/s copy, {number_text(matmul_tflops)} TFLOP/s matmul"
+    )
     heights = [low * copy_gb_s / 1000, matmul_tflops, matmul_tflops]
     return reference_line(label, [low, ridge, high], heights, "solid")
 
 
 def roofline_cell(line: Line, point: Point) -> str:
-    """Intensity, rate and share of the roofline."""
+    """TFLOP/s at FLOP/byte, and the share of the roofline."""
     if not _drawn(point):
         return ""
-    return _text(line, point)
+    share = percent_text(point.roofline_share)
+    rate, intensity = number_text(point.effective_tflops), number_text(point.arithmetic_intensity)
+    return f"{rate} at {intensity}{f' ({share})' if share else ''}"
 
 
 def _drawn(point: Point) -> bool:

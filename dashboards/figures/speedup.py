@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
 from dynbench.dashboards.compare import best_by_lists, compare
 from dynbench.dashboards.figures.common import (
     Series,
+    Trace,
     finished,
     length_ticks,
     line_trace,
@@ -25,14 +28,17 @@ from dynbench.dashboards.theme import MUTED
 def speedup_figure(panel: Panel) -> go.Figure | None:
     """Speed-up over length, both logarithmic; None where nothing can be compared."""
     lines = [
-        line for line in panel.lines if line.provider != panel.baseline and compare(panel, line).gains
+        line
+        for line in panel.lines
+        if line.provider != panel.baseline and compare(panel, line).gains
     ]
     if not lines:
         return None
     baseline = label_text(panel.baseline)
     lengths = [seq_len for seq_len in panel.lengths if seq_len in panel.baseline_points]
     low, high = (10**power for power in length_ticks(lengths)["range"])
-    traces: list[go.Scatter] = [reference_line(f"{baseline} = 1", [low, high], [1.0, 1.0], "solid")]
+    traces = [reference_line(f"{baseline} = 1", [low, high], [1.0, 1.0], "solid")]
+    crossings = []
     for series in series_of(lines):
         path = path_of(
             series,
@@ -40,20 +46,16 @@ def speedup_figure(panel: Panel) -> go.Figure | None:
             lambda line, point: speedup_text(panel, point),
         )
         traces.append(line_trace(series, path))
-        crossing = _crossing_trace(panel, series)
-        if crossing is not None:
-            traces.append(crossing)
-    figure = finished(
-        traces,
+        crossings += _crossing_traces(panel, series)
+    if crossings:
+        crossings.append(_crossing_legend())
+    return finished(
+        traces + crossings,
         x_title="sequence length (tokens)",
         y_title=f"speed-up over {plot_text(baseline)} (times)",
         lengths=lengths,
+        annotations=_crossing_labels(panel),
     )
-    if any(trace.name == "crossover" for trace in traces):
-        figure.add_trace(_crossing_legend())
-        figure.layout.meta["entries"].append(24)
-        _label_crossings(figure, panel)
-    return figure
 
 
 def speedup_at(panel: Panel, point: Point) -> float | None:
@@ -76,59 +78,57 @@ def speedup_cell(panel: Panel, line: Line, point: Point) -> str:
     return "" if line.provider == panel.baseline else times_text(speedup_at(panel, point))
 
 
-def _crossing_trace(panel: Panel, series: Series) -> go.Scatter | None:
-    """Rings where the lines of a series cross the baseline; None where none does."""
+def _crossing_traces(panel: Panel, series: Series) -> list[Trace]:
+    """Rings where the lines of a series cross the baseline, in one trace; none where none does."""
     found = [
         (line, crossing) for line in series.lines for crossing in compare(panel, line).crossings
     ]
-    if not found:
-        return None
     baseline = plot_text(label_text(panel.baseline))
-    return go.Scatter(
-        x=[crossing for _, crossing in found],
-        y=[1.0] * len(found),
-        hovertext=[
-            f"<b>{plot_text(line.label)}</b><br>crosses {baseline} near {near_length_text(crossing)} tokens"
-            for line, crossing in found
-        ],
-        hoverinfo="text",
-        mode="markers",
-        name="crossover",
-        legendgroup=series_key(series),
-        showlegend=False,
-        marker={
+    hover = [
+        f"<b>{plot_text(line.label)}</b><br>"
+        f"crosses {baseline} near {near_length_text(crossing)} tokens"
+        for line, crossing in found
+    ]
+    ring = _ring([crossing for _, crossing in found], series.style.colour)
+    more = {"hovertext": hover, "hoverinfo": "text", "legendgroup": series_key(series)}
+    return [{**ring, **more, "showlegend": False}] if found else []
+
+
+def _crossing_legend() -> Trace:
+    return {**_ring([None], MUTED), "name": "crossover (interpolated)", "hoverinfo": "skip"}
+
+
+def _ring(x: Sequence[float | None], colour: str) -> Trace:
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": [None if crossing is None else 1.0 for crossing in x],
+        "mode": "markers",
+        "name": "crossover",
+        "marker": {
             "symbol": "circle-open",
             "size": 14,
-            "color": series.style.colour,
-            "line": {"width": 2.5, "color": series.style.colour},
+            "color": colour,
+            "line": {"width": 2.5, "color": colour},
         },
-    )
+    }
 
 
-def _label_crossings(figure: go.Figure, panel: Panel) -> None:
-    """Writes the last crossing of the focus provider's best line of each list kind, sides in turn."""
+def _crossing_labels(panel: Panel) -> list[dict[str, Any]]:
+    """Names the last crossing of the focus provider's best lines, left and right in turn."""
     last = [(best.crossings[-1], best.line) for best in best_by_lists(panel) if best.crossings]
-    for place, (crossing, line) in enumerate(sorted(last, key=lambda item: item[0])):
-        to_the_left = place % 2 == 0 and len(last) > 1
-        figure.add_annotation(
-            x=math.log10(crossing),
-            y=0,
-            text=near_length_text(crossing),
-            font={"color": line.style.colour, "size": 13},
-            ax=-34 if to_the_left else 34,
-            ay=30 + 18 * (place // 2),
-            arrowhead=0,
-            arrowwidth=1.2,
-            arrowcolor=line.style.colour,
-        )
-
-
-def _crossing_legend() -> go.Scatter:
-    return go.Scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        name="crossover (interpolated)",
-        hoverinfo="skip",
-        marker={"symbol": "circle-open", "size": 13, "color": MUTED, "line": {"width": 2.5}},
-    )
+    last.sort(key=lambda item: item[0])
+    return [
+        {
+            "x": math.log10(crossing),
+            "y": 0,
+            "text": near_length_text(crossing),
+            "font": {"color": line.style.colour, "size": 13},
+            "ax": -34 if place % 2 == 0 and len(last) > 1 else 34,
+            "ay": 30 + 18 * (place // 2),
+            "arrowhead": 0,
+            "arrowwidth": 1.2,
+            "arrowcolor": line.style.colour,
+        }
+        for place, (crossing, line) in enumerate(last)
+    ]

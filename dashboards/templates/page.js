@@ -23,10 +23,22 @@
   };
   let theme = remembered() ?? (dark.matches ? "dark" : "light");
 
-  const inflate = async (id) => {
-    const packed = Uint8Array.from(atob(byId(id).textContent), (c) => c.charCodeAt(0));
+  const inflateText = async (text) => {
+    const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
+  };
+  const inflate = (id) => inflateText(byId(id).textContent);
+
+  // In a large report what does not show at first comes packed: unpacked where and when it shows.
+  const unpack = async (within) => {
+    for (const place of [within, ...within.querySelectorAll("[data-packed]")]) {
+      if (!place.dataset.packed) continue;
+      if (place.closest("details:not([open])")) continue;
+      const text = place.dataset.packed;
+      delete place.dataset.packed;
+      place.innerHTML = await inflateText(text);
+    }
   };
 
   const figuresOf = async (facet) => {
@@ -76,11 +88,13 @@
     return window.Plotly.react(plot, data, sized, config);
   };
 
-  const draw = async () => {
+  const draw = async (target) => {
     const mine = ++turn;
     const facet = shown();
     root.dataset.figures = "drawing";
     if (facet) {
+      await unpack(facet);
+      if (target) byId(target)?.scrollIntoView();
       const figures = themed(await figuresOf(facet), theme);
       for (const plot of plots(facet)) {
         if (mine !== turn) return;
@@ -137,10 +151,11 @@
   window.addEventListener("hashchange", () => {
     const number = numberInHash();
     if (number !== undefined && choose(number)) {
-      redraw();
-      document.querySelector(location.hash)?.scrollIntoView();
+      draw(location.hash.slice(1)).catch(fail);
     }
   });
+
+  document.addEventListener("toggle", (event) => unpack(event.target).catch(fail), true);
 
   let settled;
   window.addEventListener("resize", () => { // a legend needs other rows at another width

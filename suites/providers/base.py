@@ -87,14 +87,14 @@ def probe(attention: Callable[[Tensor, Tensor, Tensor], Tensor], spec: Spec, nam
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
-            reasons = [_first_line(str(w.message)) for w in caught]
+            reasons = [_first_sentence(str(w.message)) for w in caught]
             # torch warns about every kernel; those that were switched off say nothing of interest.
             reasons = [r for r in reasons if "not used because" not in r and "disabled" not in r]
-            reason = "; ".join(dict.fromkeys(reasons)) or _first_line(str(error))
+            reason = "; ".join(dict.fromkeys(reasons)) or _first_sentence(str(error))
             raise Unsupported(f"{name} on {spec.device.type}: {reason}") from None
 
 
-def _first_line(text: str) -> str:
-    """The first line, without the place in torch's sources that its warnings append."""
+def _first_sentence(text: str) -> str:
+    """The first sentence, without the place in torch's sources that its warnings append."""
     lines = text.strip().splitlines() or ["no reason given"]
-    return lines[0].partition(" (Triggered internally")[0].strip()
+    return lines[0].partition(" (Triggered internally")[0].partition(". ")[0].strip(" .")

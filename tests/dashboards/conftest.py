@@ -1,4 +1,4 @@
-"""Rows as two machines would make them: times from a simple cost model, noise from a fixed seed."""
+"""Rows as two machines would make them: times from a cost model, noise from a fixed seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+
 from dynbench.harness.schema import complete_row
 
 Row = dict[str, Any]
@@ -79,7 +80,13 @@ NSA = {
     "compress_stride": 64,
     "backend": "blockwise",
 }
-DENSE_EFFICIENCY = {"sdpa": 0.62, "sdpa:cudnn": 0.74, "sdpa:math": 0.05, "flash": 0.78, "dynsiha": 0.61}
+DENSE_EFFICIENCY = {
+    "sdpa": 0.62,
+    "sdpa:cudnn": 0.74,
+    "sdpa:math": 0.05,
+    "flash": 0.78,
+    "dynsiha": 0.61,
+}
 
 
 def make_row(machine: Row, provider: str, seq_len: int, **more: Any) -> Row:
@@ -133,7 +140,7 @@ def _measured(row: Row) -> Row:
         }
         memory = tensor_bytes * 2.4
     overhead_ms = 0.04 if row["device"] == "cuda" else 1.5
-    noise = random.Random(f"{row['provider']}{seq_len}{row['query_tile'] if 'query_tile' in row else 0}")
+    noise = random.Random(f"{row['provider']}{seq_len}{row.get('query_tile', 0)}")
     latency_ms = overhead_ms + flops / (peak * 1e9 * efficiency) * noise.uniform(0.97, 1.03)
     roof_ms = max(flops / (peak * 1e9), work_bytes / (row["ceiling_copy_gb_s"] * 1e6))
     samples = [latency_ms * noise.uniform(0.99, 1.02) for _ in range(5 if latency_ms > 500 else 30)]
@@ -180,7 +187,9 @@ def gpu_rows() -> list[Row]:
             for provider in ("sdpa", "sdpa:cudnn", "nsa", "dynsiha", "dynnsiha"):
                 rows.append(make_row(GPU, provider, seq_len, **{"pass": pass_}))
             rows.append(
-                make_row(GPU, "dynnsiha", seq_len, query_tile=4, private_blocks=2, **{"pass": pass_})
+                make_row(
+                    GPU, "dynnsiha", seq_len, query_tile=4, private_blocks=2, **{"pass": pass_}
+                )
             )
             rows.append(
                 make_row(
@@ -192,7 +201,10 @@ def gpu_rows() -> list[Row]:
                     **{"pass": pass_},
                 )
             )
-            out = {"status": "out_of_memory", "reason": "tried to allocate 128 GiB, 61 GiB are free"}
+            out = {
+                "status": "out_of_memory",
+                "reason": "tried to allocate 128 GiB, 61 GiB are free",
+            }
             bad = {} if seq_len <= 16384 else out
             rows.append(make_row(GPU, "sdpa:math", seq_len, **{"pass": pass_}, **bad))
     for seq_len, sparsity, top_n in [
@@ -219,7 +231,7 @@ def gpu_rows() -> list[Row]:
             16384,
             status="error",
             reason="worker died: SIGSEGV",
-            details="Traceback (most recent call last):\n  File \"my_kernel.py\", line 3\nboom",
+            details='Traceback (most recent call last):\n  File "my_kernel.py", line 3\nboom',
         )
     )
     return rows

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dynbench.harness.case import Case
 from dynbench.harness.ceilings import measure_ceilings
 from dynbench.harness.machine import machine_facts
+from dynbench.harness.measure import Limits, measure
 from dynbench.harness.memory import MemoryMeter, release_memory
 from dynbench.harness.nvml import open_device
 from dynbench.harness.poison import Block, poison
 from dynbench.harness.schema import complete_row
+from dynbench.harness.subject import Correctness, Subject, Work
 from dynbench.harness.supervisor import Supervisor
 from dynbench.harness.timing import StoppingCriterion, make_timer, take_samples
 
@@ -41,6 +44,24 @@ def test_poisoned_memory_is_what_the_next_output_gets():
     block = Block((4096, 1024), torch.bfloat16, torch.device("cuda", 0))
     poison([block])
     assert torch.empty(block.shape, dtype=block.dtype, device="cuda").isnan().all()
+
+
+@pytest.mark.parametrize("size", [1000, 2**20, 2**25])
+def test_an_output_left_unwritten_is_incorrect(size):
+    """Its memory follows that of an intermediate result, so it is not where the last one was."""
+    calls = []
+
+    def run() -> torch.Tensor:
+        calls.append(1)
+        between = torch.full((size,), 1.0, device="cuda")
+        return between * 3 if len(calls) == 1 else torch.empty(size, device="cuda")
+
+    def check(output: torch.Tensor) -> Correctness:
+        return Correctness(float((output - 3).square().mean().sqrt() / 3), 1e-3, "all")
+
+    case = Case("planted", "lazy", "forward", "cuda", "float32", "event", {"seq_len": size})
+    row = measure(Subject(run, check, Work(1, 1, 1), "lazy"), case, {}, None, Limits.quick())
+    assert row["status"] == "incorrect"
 
 
 def test_ceilings_are_plausible():

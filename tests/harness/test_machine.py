@@ -105,3 +105,9 @@ def test_missing_files_are_no_error(tmp_path, monkeypatch):
     assert machine.cpu_mhz() is None
     assert machine.cpu_name()
     assert available_memory_bytes() == GIB
+
+
+def test_a_copy_without_its_checkout_can_be_told_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNBENCH_GIT_COMMIT", "a" * 40)
+    facts = machine._git_facts(tmp_path / "copied.py")
+    assert facts == {"git_commit": "a" * 40, "git_dirty": None}

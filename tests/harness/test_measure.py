@@ -167,6 +167,19 @@ def test_memory_that_setup_holds_counts():
     assert measured(subject)["peak_memory_bytes"] == pytest.approx(34 * MIB, abs=2 * MIB)
 
 
+def test_memory_that_the_check_holds_does_not_count():
+    held = []
+    recorder = Recorder()
+    subject = recorder.subject()
+
+    def check(outputs: torch.Tensor) -> Correctness:
+        held.append(torch.ones(32 * MIB, dtype=torch.uint8))
+        return recorder.check(outputs)
+
+    subject.check = check
+    assert measured(subject)["peak_memory_bytes"] == pytest.approx(2 * MIB, abs=MIB)
+
+
 def test_rates():
     columns = rate_columns(Work(flops=10**12, bytes=10**9, dense_flops=4 * 10**12), 2e4, CEILINGS)
     assert columns["effective_tflops"] == pytest.approx(0.05)

@@ -14,6 +14,8 @@ from dynbench.suites.shapes import Shape
 
 _FILE = Path(__file__).with_name("planted_kernels.py")
 _SPEC = importlib.util.spec_from_file_location("planted_kernels", _FILE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
 planted = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(planted)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynbench.harness.subject import Unavailable
+from dynbench.suites import inputs as inputs_module
 from dynbench.suites.inputs import attention_inputs, layer_inputs, source_text
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.shapes import Shape
@@ -66,6 +68,19 @@ def test_source_text_is_the_standard_librarys():
     assert text[:200] in starts
     assert source_text(500, seed=0) == text[:500]
     assert source_text(500, seed=1) != text[:500]
+
+
+def test_source_text_begins_anew_rather_than_end(monkeypatch, tmp_path):
+    for name, text in (("a", "abc"), ("b", "de")):
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(inputs_module.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert source_text(12, seed=0) in ("abcdeabcdeab", "deabcdeabcde")
+
+
+def test_a_python_without_sources_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(inputs_module.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(Unavailable, match="no sources here: try --inputs normal"):
+        source_text(10)
 
 
 @pytest.mark.parametrize("inputs", ["text", "normal"])

@@ -40,6 +40,7 @@ def test_dynsiha_says_that_it_is_dense_here():
     assert "dense attention by torch" in load_provider(spec_of("dynsiha")).version
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("seq_len", [1, 127, 128, 129, 500])
 def test_the_block_mask_of_flex_is_causal(seq_len):
     q, k, v = (torch.randn(1, 2, seq_len, 8) for _ in "qkv")

@@ -1,0 +1,217 @@
+"""The page as a file: what is in it, what is not, how large it is and how long it takes."""
+
+import base64
+import gzip
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dynbench.dashboards.report import write_report
+from dynbench.harness.schema import COLUMNS
+
+Build = Callable[..., dict]
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    "</script><script>window.hacked = 1</script>",
+    "\"'><img src=x onerror='window.hacked = 1'>",
+    "{{ 7 * 7 }}{% raw %}",
+    "%{y} <b>bold</b> &lt;i&gt;",
+    "\u202eltr\u202c \u2066x\u2069 \x00\x1b[31m \ud800",
+    "x" * 10_000,
+    "--><!-- ]]> $\\alpha$",
+]
+
+
+class Page(HTMLParser):
+    """Collects what a browser would find."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def written(frame: pd.DataFrame, folder: Path, **options) -> str:
+    path = write_report(frame, folder / "report.html", **options)
+    return path.read_text(encoding="utf-8")
+
+
+def figures_in(html: str) -> list[list[dict]]:
+    packed = re.findall(r'id="f\d+-figures">([^<]*)<', html)
+    return [json.loads(gzip.decompress(base64.b64decode(text))) for text in packed]
+
+
+def hostile_rows(row: Build, text: str) -> pd.DataFrame:
+    strings = {c.name: text for c in COLUMNS.values() if c.kind == "string"}
+    kept = {"status": "error", "pass": "forward", "device": "cuda", "lists": "exact"}
+    bad = {k: v for k, v in strings.items() if k not in (*kept, "provider")}
+    return pd.DataFrame(
+        [
+            row("gpu", "sdpa", 8192, **bad),
+            row("gpu", text, 8192, **bad),
+            row("gpu", text, 16384, **{**bad, "status": "error"}),
+            {**row("gpu", "dynnsiha", 8192, **bad), "pass": text, "lists": text, "status": text},
+        ]
+    )
+
+
+def test_the_page_asks_nobody_for_anything(mixed_frame: pd.DataFrame, tmp_path: Path) -> None:
+    page = Page(written(mixed_frame, tmp_path))
+    loaded = [attrs.get(name) for _, attrs in page.tags for name in ("src", "srcset", "action")]
+    assert not [value for value in loaded if value]
+    assert [attrs["href"] for attrs in page.attributes("link")] == ["data:,"]
+    assert all((attrs["href"] or "").startswith("#") for attrs in page.attributes("a"))
+    policy = page.attributes("meta")[1]["content"] or ""
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy.split("style-src")[0]
+
+
+def test_plotly_is_there_once(mixed_frame: pd.DataFrame, tmp_path: Path) -> None:
+    html = written(mixed_frame, tmp_path)
+    assert html.count('id="bundle"') == 1
+    assert html.count("plotly.js v") == 1, "its licence"
+    bundle = re.search(r'id="bundle">([^<]*)<', html)
+    assert bundle is not None
+    assert b"plotly.js v" in gzip.decompress(base64.b64decode(bundle.group(1)))[:200]
+
+
+def test_every_figure_has_a_name_and_a_table(gpu_frame: pd.DataFrame, tmp_path: Path) -> None:
+    html = written(gpu_frame, tmp_path)
+    page = Page(html)
+    plots = [attrs for attrs in page.attributes("div") if attrs.get("class") == "plot"]
+    assert len(plots) == 18 == len(figures_in(html)[0])
+    ids = {attrs.get("id") for _, attrs in page.tags}
+    for plot in plots:
+        assert plot["role"] == "img"
+        assert (plot["aria-label"] or "").startswith("Chart: ")
+        assert f"{plot['id']}-table-caption" in ids
+    given = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(given) == len(set(given))
+    labelled = [attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs]
+    assert set(labelled) <= ids
+    anchors = [attrs["href"] for attrs in page.attributes("a")]
+    assert {(anchor or "")[1:] for anchor in anchors} <= ids
+
+
+def test_every_command_and_reason_is_in_the_page(gpu_frame: pd.DataFrame, tmp_path: Path) -> None:
+    words = " ".join(Page(written(gpu_frame, tmp_path)).words)
+    for command in gpu_frame["command"]:
+        assert command in words
+    for reason in gpu_frame["reason"].dropna():
+        assert reason in words
+    assert "boom" in words, "the traceback"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_strings_of_data_stay_text(row: Build, tmp_path: Path, text: str) -> None:
+    harmless = Page(written(hostile_rows(row, "harmless"), tmp_path))
+    html = written(hostile_rows(row, text), tmp_path, problems=[text], baseline=text)
+    page = Page(html)
+    names = {tag for tag, _ in harmless.tags}
+    assert {tag for tag, _ in page.tags} <= names | {"noscript"}
+    assert len(page.attributes("script")) == len(figures_in(html)) + 3
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+    assert not set(html) & set("\u202e\u2066\x00\x1b")
+    for figure in (figure for figures in figures_in(html) for figure in figures):
+        for trace in figure["data"]:
+            assert "<" not in trace.get("name", "")
+
+
+@pytest.mark.parametrize("keep", ["none", "one", "failed", "bare"])
+def test_small_frames_make_a_sensible_page(
+    gpu_frame: pd.DataFrame, tmp_path: Path, keep: str
+) -> None:
+    frame = {
+        "none": gpu_frame.head(0),
+        "one": gpu_frame.head(1),
+        "failed": gpu_frame[gpu_frame["status"] != "ok"],
+        "bare": pd.DataFrame(),
+    }[keep]
+    words = " ".join(Page(written(frame, tmp_path, problems=["lost.parquet: truncated"])).words)
+    assert "lost.parquet: truncated" in words
+    expected = {
+        "none": "There is nothing to report",
+        "one": "1 case measured, none of dynnsiha",
+        "failed": "No case could be measured",
+        "bare": "There is nothing to report",
+    }
+    assert expected[keep] in words
+
+
+def large_frame(gpu_frame: pd.DataFrame, vary: str) -> pd.DataFrame:
+    copies = 10_000 // len(gpu_frame) + 1
+    frame = pd.concat([gpu_frame] * copies, ignore_index=True).head(10_000)
+    copy = frame.index // len(gpu_frame)
+    noise = 1 + 0.1 * pd.Series(range(10_000)).mul(0.618).mod(1)
+    frame["latency_ms"] = frame["latency_ms"] * noise
+    frame["command"] += " --out results/local/some-folder --seed " + frame.index.astype(str)
+    if vary == "lines":
+        frame["window"] = frame["window"].fillna(0) + copy
+    elif vary == "facets":
+        frame["git_commit"] = [f"{i % 40:040x}" for i in copy]
+    elif vary == "failures":
+        frame["status"], frame["reason"] = "error", "z" * 200 + frame.index.astype(str)
+        frame["details"] = "y" * 2000 + frame.index.astype(str)
+    return frame
+
+
+@pytest.mark.parametrize("vary", ["repeats", "lines", "facets", "failures"])
+def test_ten_thousand_rows_fit(gpu_frame: pd.DataFrame, tmp_path: Path, vary: str) -> None:
+    frame = large_frame(gpu_frame, vary)
+    began = time.process_time()
+    path = write_report(frame, tmp_path / "large.html")
+    assert time.process_time() - began < 10
+    assert path.stat().st_size < 8_000_000
+    html = path.read_text(encoding="utf-8")
+    packed = [
+        gzip.decompress(base64.b64decode(t)).decode()
+        for t in re.findall(r'data-packed="([^"]+)', html)
+    ]
+    html += "".join(packed)  # no row is lost, packed or not
+    assert len(set(re.findall(r"--seed (\d+)<", html))) == 10_000
+
+
+def test_the_file_is_replaced_in_one_step(cpu_frame: pd.DataFrame, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "report.html"
+    assert write_report(cpu_frame, target) == target
+    assert write_report(cpu_frame, target, baseline="nsa") == target
+    assert [path.name for path in target.parent.iterdir()] == ["report.html"]
+    with pytest.raises(OSError, match=r".+"):
+        write_report(cpu_frame, tmp_path / "deep")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_several_machines_get_a_selector(mixed_frame: pd.DataFrame, tmp_path: Path) -> None:
+    page = Page(written(mixed_frame, tmp_path))
+    assert len(page.attributes("option")) == 3
+    assert len([a for a in page.attributes("section") if a.get("class") == "facet"]) == 3
+
+
+def test_neither_torch_nor_the_suites_are_imported() -> None:
+    code = (
+        "import sys, pandas as pd; from pathlib import Path\n"
+        "from dynbench.dashboards.report import write_report\n"
+        "import dynbench.dashboards.page\n"
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'dynnsiha')"
+        " or m.startswith('dynbench.suites')]\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,88 @@
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+
+from dynbench.dashboards import tables
+from dynbench.dashboards.model import Facet, build_facets
+from dynbench.dashboards.views import views
+
+Build = Callable[..., dict]
+VIEWS = {view.key: view for view in views("sdpa")}
+
+
+@pytest.fixture(scope="module")
+def gpu_facet(gpu_frame: pd.DataFrame) -> Facet:
+    return build_facets(gpu_frame, "sdpa")[0]
+
+
+def cells(table: tables.Table) -> list[tuple[str, ...]]:
+    return [row for group in table.groups for row in group.rows]
+
+
+def test_every_row_and_its_command_is_in_exactly_one_table(
+    gpu_frame: pd.DataFrame, gpu_facet: Facet
+) -> None:
+    ok, failed = tables.cases_table(gpu_facet), tables.failures_table(gpu_facet)
+    assert len(cells(ok)) == (gpu_frame["status"] == "ok").sum()
+    assert len(cells(failed)) == (gpu_frame["status"] != "ok").sum()
+    commands = sorted(row[-1] for table in (ok, failed) for row in cells(table))
+    assert commands == sorted(gpu_frame["command"])
+    assert all(len(row) == len(ok.columns) - 1 for row in cells(ok))
+
+
+def test_failures_give_status_and_reason(gpu_frame: pd.DataFrame, gpu_facet: Facet) -> None:
+    rows = {row[1:3] for row in cells(tables.failures_table(gpu_facet))}
+    failed = gpu_frame[gpu_frame["status"] != "ok"]
+    assert rows == set(zip(failed["status"], failed["reason"], strict=True))
+
+
+def test_figure_tables_show_numbers_and_failures(gpu_facet: Facet) -> None:
+    table = VIEWS["latency"].table(gpu_facet.panels[0])
+    assert table.columns == ("line", "8k", "16k", "32k", "64k", "128k")
+    by_line = {group.header: group.rows[0] for group in table.groups}
+    assert by_line["sdpa:math"][2:] == ("out_of_memory",) * 3
+    assert by_line["flash"] == ("unavailable",) * 5
+    point = gpu_facet.panels[0].lines[0].points[0]
+    assert by_line["sdpa"][0].startswith(f"{point.latency_ms:.3f} (")
+
+
+def test_a_table_of_many_lengths_is_long(row: Build) -> None:
+    frame = pd.DataFrame([row("gpu", "sdpa", 1000 + i) for i in range(20)])
+    table = VIEWS["latency"].table(build_facets(frame, "sdpa")[0].panels[0])
+    assert table.columns == ("line", "length (tokens)", "value")
+    assert len(cells(table)) == 20
+
+
+def test_overview_has_all_lines_with_their_evidence(gpu_facet: Facet) -> None:
+    table = tables.overview_table(gpu_facet)
+    columns = table.columns[1:]
+    rows = [dict(zip(columns, row, strict=True)) for row in cells(table)]
+    math_row = next(row for row in rows if row["line"] == "sdpa:math")
+    assert math_row["pays from"] == "does not"
+    assert math_row["does not pay at"] == "8k, 16k"
+    assert math_row["cases"] == "4"
+    assert math_row["geometric mean"].endswith("(n = 2)")
+
+
+def test_the_heat_maps_table_has_sparse_lines_only(gpu_facet: Facet) -> None:
+    table = VIEWS["heatmap"].table(gpu_facet.panels[0])
+    assert {group.header.split(" ")[0] for group in table.groups} == {"nsa", "dynnsiha"}
+
+
+def test_columns_without_any_value_are_left_out(row: Build) -> None:
+    frame = pd.DataFrame([row("gpu", "sdpa", 8192, throttled_samples=None)])
+    assert "throttled" not in tables.cases_table(build_facets(frame, "sdpa")[0]).columns
+
+
+def test_equal_details_are_shown_once_and_long_ones_are_cut(row: Build) -> None:
+    rows = [
+        row("gpu", "sdpa", 8192, status="error", details="same\n\ttrace"),
+        row("gpu", "sdpa", 16384, status="error", details="same\n\ttrace"),
+        row("gpu", "nsa", 8192, status="error", details="y" * 50_000),
+    ]
+    shown, left_out = tables.failure_details(build_facets(pd.DataFrame(rows), "sdpa")[0])
+    assert [detail.title for detail in shown] == ["sdpa, 8k and 1 more row", "nsa, 8k"]
+    assert shown[0].text == "same\n    trace"
+    assert len(shown[1].text) < 5000
+    assert left_out == 0

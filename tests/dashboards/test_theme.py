@@ -1,0 +1,52 @@
+import plotly.graph_objects as go
+import pytest
+
+from dynbench.dashboards import theme
+
+KNOWN = ["sdpa", "flash", "flex", "nsa", "dynsiha", "dynnsiha"]
+
+
+def test_colour_depends_on_the_base_name_only() -> None:
+    assert theme.colour_of("sdpa") == theme.colour_of("sdpa:cudnn") == theme.colour_of("sdpa:math")
+    assert len({theme.colour_of(name) for name in KNOWN}) == len(KNOWN)
+    assert {theme.colour_of(name) for name in KNOWN} <= set(theme.OKABE_ITO.values())
+
+
+def test_a_users_provider_never_looks_like_a_built_in_one() -> None:
+    built_in = {theme.colour_of(name) for name in KNOWN}
+    own = {theme.colour_of(f"kernel_{i}") for i in range(50)}
+    assert own <= set(theme.OKABE_ITO.values())
+    assert not own & built_in
+
+
+def test_variants_differ_in_dash_and_marker() -> None:
+    styles = {(s.dash, s.symbol) for s in (theme.style_of("dynnsiha", i) for i in range(24))}
+    assert len(styles) == 24
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_template_is_valid_and_transparent(name: str) -> None:
+    template = theme.template(name)
+    assert isinstance(template, go.layout.Template)
+    assert template.layout.paper_bgcolor == "rgba(0,0,0,0)"
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("name", "page"), [("light", "#ffffff"), ("dark", "#161b22")])
+def test_text_has_contrast(name: str, page: str) -> None:
+    for key in ("ink", "muted"):
+        values = sorted([_luminance(theme.PAGE_COLOURS[name][key]), _luminance(page)])
+        assert (values[1] + 0.05) / (values[0] + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize(("name", "page"), [("light", "#ffffff"), ("dark", "#161b22")])
+def test_lines_can_be_seen(name: str, page: str) -> None:
+    for colour in theme.OKABE_ITO.values():
+        drawn = theme.SWAPS[name].get(colour, colour)
+        values = sorted([_luminance(drawn), _luminance(page)])
+        assert (values[1] + 0.05) / (values[0] + 0.05) >= 2.0
