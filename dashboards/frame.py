@@ -149,17 +149,21 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         return values.where(values.abs() < float("inf"))
     if kind in ("floats", "strings"):
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
-    return pd.Series(["" if _missing(v) else str(v) for v in column], index=index, dtype=object)
+    return pd.Series([_text(value) for value in column], index=index, dtype=object)
 
 
 def _list_text(values: Any) -> str:
     if values is None or values is pd.NA or isinstance(values, float):
         return ""
-    return ", ".join(str(value) for value in values)
+    return ", ".join(_text(value) for value in values)
 
 
-def _missing(value: Any) -> bool:
-    return value is None or bool(pd.isna(value))
+def _text(value: Any) -> str:
+    """The value as text that UTF-8 can hold (half a surrogate pair is spelt out); "" for none."""
+    if value is None or bool(pd.isna(value)):
+        return ""
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _group_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
@@ -172,7 +176,8 @@ def _fill_where_unique(frame: pd.DataFrame, name: str, others: list[str]) -> pd.
     known = frame[name] != ""
     values = frame[name][known].groupby(group[known]).agg(["nunique", "first"])
     only = values.loc[values["nunique"] == 1, "first"]
-    return frame[name].where(known, group.map(only).fillna("")).astype(object)
+    found = dict(only.items())
+    return frame[name].where(known, group.map(lambda number: found.get(number, "")))
 
 
 def _aggregate(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

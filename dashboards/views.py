@@ -46,7 +46,11 @@ class View:
 
 def views(baseline: str) -> tuple[View, ...]:
     """All views, in the order of the page."""
-    name = label_text(baseline)
+    return (*_speed_views(label_text(baseline)), *_work_views(), *_quality_views())
+
+
+def _speed_views(name: str) -> tuple[View, ...]:
+    """``name`` is the baseline's, as text."""
     return (
         View(
             "latency",
@@ -78,6 +82,11 @@ def views(baseline: str) -> tuple[View, ...]:
             speedup.speedup_cell,
             only_sparse=True,
         ),
+    )
+
+
+def _work_views() -> tuple[View, ...]:
+    return (
         View(
             "effective",
             "Effective rate",
@@ -107,6 +116,11 @@ def views(baseline: str) -> tuple[View, ...]:
             lambda facet, panel: roofline.roofline_figure(panel, ceilings(facet)),
             lambda panel, line, point: roofline.roofline_cell(line, point),
         ),
+    )
+
+
+def _quality_views() -> tuple[View, ...]:
+    return (
         View(
             "memory",
             "Peak memory",

@@ -25,7 +25,7 @@ def latency_figure(panel: Panel) -> go.Figure | None:
     if not lines:
         return None
     all_series = series_of(lines)
-    bands = [_band(series) for series in all_series] if len(all_series) <= MAX_BANDS else []
+    bands = [_band(series) for series in all_series] if len(lines) <= MAX_BANDS else []
     traces = [line_trace(s, path_of(s, _latency_ms, _latency_text)) for s in all_series]
     return finished(
         [band for band in bands if band is not None] + traces,

@@ -16,7 +16,10 @@ def load(spec: Spec, variant: str = "") -> Provider:
     """FlexAttention through torch.compile. Raises Unavailable without a GPU."""
     require_cuda(spec, "flex")
     _keep_backward_buffers()
-    compiled = torch.compile(flex_attention, dynamic=False)
+    # Every case has its own lengths. Without a reset the cases of a sweep would reach torch's limit
+    # of recompilations, and fullgraph makes that an error instead of a silent T x T fallback.
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     mask = causal_block_mask(spec.seq_len, spec.device)
     grouped = spec.group > 1
 

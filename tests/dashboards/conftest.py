@@ -140,7 +140,7 @@ def _measured(row: Row) -> Row:
         }
         memory = tensor_bytes * 2.4
     overhead_ms = 0.04 if row["device"] == "cuda" else 1.5
-    noise = random.Random(f"{row['provider']}{seq_len}{row.get('query_tile', 0)}")
+    noise = random.Random(repr((row["provider"], seq_len, row.get("query_tile"))))
     latency_ms = overhead_ms + flops / (peak * 1e9 * efficiency) * noise.uniform(0.97, 1.03)
     roof_ms = max(flops / (peak * 1e9), work_bytes / (row["ceiling_copy_gb_s"] * 1e6))
     samples = [latency_ms * noise.uniform(0.99, 1.02) for _ in range(5 if latency_ms > 500 else 30)]

@@ -32,7 +32,8 @@ def test_a_cpu_has_no_gpu_facts(row: Build) -> None:
 
 def test_what_varies_is_shown_as_a_span(row: Build) -> None:
     facts = facts_of(
-        row("gpu", "sdpa", 8192, sm_clock_mhz=1700.0, throttled_samples=3, throttle_reasons=["sw_power_cap"]),
+        row("gpu", "sdpa", 8192, sm_clock_mhz=1700.0, throttled_samples=3,
+            throttle_reasons=["sw_power_cap"]),
         row("gpu", "sdpa", 16384, sm_clock_mhz=1900.0),
     )  # fmt: skip
     assert facts["SM or CPU clock"] == "1800 (1700 to 1900) MHz"
