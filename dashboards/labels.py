@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -123,7 +123,7 @@ def shape_text(row: Mapping[str, Any]) -> str:
     return f"{heads}{f', batch {batch}' if batch else ''}"
 
 
-def facet_titles(firsts: list[Mapping[str, Any]]) -> list[str]:
+def facet_titles(firsts: Sequence[Mapping[str, Any]]) -> list[str]:
     """A title per facet, from its first row: what always matters, then what tells equals apart."""
     titles = [_short_title(first) for first in firsts]
     alike: dict[str, list[int]] = {}

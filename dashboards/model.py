@@ -120,8 +120,8 @@ def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
         return []
     records: dict[int, list[dict[str, Any]]] = defaultdict(list)
     columns = ["line", "facet", "pass", *frames.LINE_COLUMNS]
-    for record in plain[columns].drop_duplicates("line").to_dict("records"):
-        records[record["facet"]].append({str(name): value for name, value in record.items()})
+    for first in plain[columns].drop_duplicates("line").to_dict("records"):
+        records[first["facet"]].append({str(name): value for name, value in first.items()})
     styles = _styles([record for held in records.values() for record in held])
     joined = _points_by(frames.points(plain), ["line"])
     reference = _points_by(frames.baseline_points(plain, baseline), ["facet", "pass"])

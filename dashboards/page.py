@@ -112,7 +112,7 @@ class FacetPage:
 
 def render(facets: Sequence[Facet], *, baseline: str, problems: Sequence[str], created: str) -> str:
     """The page's HTML. ``created`` is when, in words; ``problems`` name what was not read."""
-    firsts = [facet.rows.iloc[0].to_dict() for facet in facets]
+    firsts = [{str(k): v for k, v in facet.rows.iloc[0].items()} for facet in facets]
     pages = [
         _facet_page(facet, title, baseline)
         for facet, title in zip(facets, facet_titles(firsts), strict=True)

@@ -182,10 +182,10 @@ def failure_details(facet: Facet) -> tuple[list[Detail], int]:
     """Distinct details of failed rows, most frequent first, and how many more there are."""
     failed = facet.rows[(facet.rows["status"] != "ok") & (facet.rows["details"] != "")]
     counts = failed["details"].value_counts(sort=True)
-    firsts = failed.drop_duplicates("details").set_index("details")
+    firsts = {row["details"]: row for row in failed.drop_duplicates("details").to_dict("records")}
     shown = []
     for text, count in list(counts.items())[:_DETAILS_SHOWN]:
-        row = firsts.loc[text]
+        row = firsts[text]
         where = f"{label_text(row['provider'])}, {length_text(number(row['seq_len']))}"
         more = f" and {count_text(int(count) - 1, 'more row')}" if count > 1 else ""
         lines = visible_lines(str(text)[-_DETAILS_CHARS:])

@@ -72,6 +72,7 @@ class Worker:
         """Columns of the row, and whether this process can go on. Raises nothing."""
         columns: dict[str, Any] = dict(self.machine)
         healthy = True
+        subject: Subject | None = None
         try:
             self._stage("accepted")
             _reset_torch(self.threads)

@@ -6,7 +6,7 @@ The core is imported inside the functions: planning a sweep must not cost an imp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynbench.harness.case import Value
 
@@ -72,4 +72,5 @@ def config_from(settings: Mapping[str, Value]) -> NSAConfig | None:
 
     if settings["lists"] == "dense":
         return None
-    return NSAConfig(**{name: settings[name] for name in CONFIG_FIELDS})
+    fields: dict[str, Any] = {name: settings[name] for name in CONFIG_FIELDS}
+    return NSAConfig(**fields)
