@@ -14,10 +14,10 @@ from dynbench.harness.subject import Correctness, Subject, Unsupported
 from dynbench.suites.blocklists import list_facts, shape_problem
 from dynbench.suites.check import AttentionCheck
 from dynbench.suites.inputs import attention_inputs
+from dynbench.suites.passes import subject_of
 from dynbench.suites.providers.base import Provider
 from dynbench.suites.providers.loading import load_provider
 from dynbench.suites.spec import Spec
-from dynbench.suites.work import case_work
 from dynnsiha.attention import NSAAux
 
 DENSE_FACTS = {"attended_share": 1.0, "sparsity": 0.0}
@@ -27,19 +27,7 @@ def attention_subject(case: Case, provider_files: Iterable[str | Path] = ()) -> 
     """What the harness measures for a case of this suite, its inputs on the device."""
     spec = Spec.of(case)
     call = AttentionCall(spec, load_provider(spec, provider_files))
-    run = {
-        "forward": call.forward,
-        "backward": call.backward,
-        "forward_backward": call.forward_backward,
-    }[spec.pass_]
-    return Subject(
-        run=run,
-        check=call.check,
-        work=case_work(case),
-        version=call.provider.version,
-        setup=call.keep_forward if spec.pass_ == "backward" else None,
-        facts=call.facts,
-    )
+    return subject_of(case, call, call.provider.version)
 
 
 class AttentionCall:

@@ -16,11 +16,11 @@ from dynbench.suites.blocklists import list_facts
 from dynbench.suites.catalog import provider_info
 from dynbench.suites.inputs import LayerInputs, layer_inputs
 from dynbench.suites.layercheck import LayerCheck, projected
+from dynbench.suites.passes import subject_of
 from dynbench.suites.providers.base import Provider
 from dynbench.suites.providers.core import library_version
 from dynbench.suites.providers.loading import load_provider
 from dynbench.suites.spec import Spec
-from dynbench.suites.work import case_work
 from dynnsiha.attention.config import NSAConfig
 from dynnsiha.forms import (
     AttentionLayer,
@@ -43,19 +43,7 @@ def layer_subject(case: Case, provider_files: Iterable[str | Path] = ()) -> Subj
     spec = Spec.of(case)
     provider = load_provider(spec, provider_files)
     call = LayerCall(spec, build_layer(spec, provider), layer_inputs(spec))
-    run = {
-        "forward": call.forward,
-        "backward": call.backward,
-        "forward_backward": call.forward_backward,
-    }[spec.pass_]
-    return Subject(
-        run=run,
-        check=call.check,
-        work=case_work(case),
-        version=f"{provider.version}, in a layer of {library_version()}",
-        setup=call.keep_forward if spec.pass_ == "backward" else None,
-        facts=call.facts,
-    )
+    return subject_of(case, call, f"{provider.version}, in a layer of {library_version()}")
 
 
 class OwnSparseCore(AttentionCore):
