@@ -36,15 +36,21 @@ def shared_list(importance: Tensor, positions: Tensor, config: NSAConfig, first:
     """Forced blocks, then the best complete ones: int32 [..., N, shared_size].
 
     Args:
-        importance: [..., N, blocks] >= 0, of each tile's leader.
+        importance: [..., N, blocks] >= 0, of each tile's leader; overwritten.
         positions: int64 [N], none before ``first``.
     """
     forced = forced_blocks(positions, config).expand(*importance.shape[:-1], -1)
-    best, value = _best(
-        _candidates(importance, positions, config, first), shared_size(config) - forced.shape[-1]
-    )
-    if config.top_p is not None:
-        best = _cut(best, value, forced, importance, positions, config)
+    room = shared_size(config) - forced.shape[-1]
+    if config.top_p is None:
+        best, _ = _best(_only_candidates(importance, positions, config, first), room)
+    else:
+        total, ahead = _forced_share(importance, positions, config)
+        best, value = _best(_only_candidates(importance, positions, config, first), room)
+        shares = torch.where(total > 0, value.clamp(min=0) / total, 0.0)
+        reached = ahead + shares.cumsum(-1) - shares  # by what stands ahead of each block
+        count = (forced >= 0).sum(-1, keepdim=True) + torch.arange(room, device=best.device)
+        kept = (reached < config.top_p) | (count < config.min_blocks - private_size(config))
+        best = best.masked_fill(~kept, -1)
     return torch.cat([forced.int(), best], -1)
 
 
@@ -54,13 +60,15 @@ def private_list(
     """Each query's best complete blocks that its tile's list lacks: int32 [..., N, private_size].
 
     Args:
-        importance: [..., N, blocks], of each query itself.
-        shared: int [..., N, s], the list of each query's tile.
+        importance: [..., N, blocks], of each query itself; overwritten.
+        shared: int [..., N, s], the list of each query's tile, forced blocks first.
+        positions: int64 [N], none before ``first``.
     """
-    candidates = _candidates(importance, positions, config, first)
-    spare = candidates.shape[-1] - 1  # stands for empty slots and for blocks that nobody scored
-    taken = torch.where((shared >= 0) & (shared < spare), shared, spare).long()
-    candidates.scatter_(-1, taken, -1.0)
+    candidates = _only_candidates(importance, positions, config, first)
+    chosen = shared[..., config.init_blocks + config.local_blocks :]
+    # An empty slot stands at block 0 with a score that changes nothing.
+    score = torch.where(chosen >= 0, -1.0, torch.inf).to(candidates)
+    candidates.scatter_reduce_(-1, chosen.clamp(min=0).long(), score, "amin")
     return _best(candidates, private_size(config))[0]
 
 
@@ -69,55 +77,39 @@ def tile_lists(shared: Tensor, query_tile: int, seq_len: int) -> Tensor:
     return shared.repeat_interleave(query_tile, -2)[..., :seq_len, :]
 
 
-def _candidates(importance: Tensor, positions: Tensor, config: NSAConfig, first: int) -> Tensor:
-    """Importance, -1 for what may not be chosen (forced, incomplete, future), and a spare column.
+def _only_candidates(
+    importance: Tensor, positions: Tensor, config: NSAConfig, first: int
+) -> Tensor:
+    """Overwrite with -1 what may not be chosen: forced, incomplete and future blocks.
 
     ``first`` spares the mask on columns that are complete and unforced for every position.
     """
-    candidates = importance.new_empty(*importance.shape[:-1], importance.shape[-1] + 1)
-    candidates[..., :-1] = importance
-    candidates[..., -1] = -1.0
-    candidates[..., : config.init_blocks] = -1.0
-    settled = max(
-        0, min(first // config.block_size - config.local_blocks + 1, importance.shape[-1])
-    )
-    blocks = torch.arange(settled, candidates.shape[-1], device=importance.device)
+    importance[..., : config.init_blocks] = -1.0
+    settled = max(0, first // config.block_size - config.local_blocks + 1)
+    blocks = torch.arange(settled, max(settled, importance.shape[-1]), device=importance.device)
     end = positions[:, None] // config.block_size - config.local_blocks + 1
-    candidates[..., settled:].masked_fill_(blocks >= end, -1.0)
-    return candidates
+    importance[..., settled:].masked_fill_(blocks >= end, -1.0)
+    return importance
 
 
 def _best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` best candidates and their scores [..., N, count], -1 where there are fewer."""
-    found = min(count, candidates.shape[-1])
-    value, index = candidates.topk(found, -1)
+    value, index = candidates.topk(min(count, candidates.shape[-1]), -1)
     index = index.int().masked_fill_(value < 0, -1)
-    fill = (0, count - found)
-    return torch.nn.functional.pad(index, fill, value=-1), torch.nn.functional.pad(
-        value, fill, value=-1.0
-    )
+    missing = (0, count - value.shape[-1])
+    pad = torch.nn.functional.pad
+    return pad(index, missing, value=-1), pad(value, missing, value=-1.0)
 
 
-def _cut(
-    best: Tensor,
-    value: Tensor,
-    forced: Tensor,
-    importance: Tensor,
-    positions: Tensor,
-    config: NSAConfig,
-) -> Tensor:
-    """DynNSA: the fewest blocks whose shares of importance reach top_p, forced ones first."""
-    assert config.top_p is not None
+def _forced_share(
+    importance: Tensor, positions: Tensor, config: NSAConfig
+) -> tuple[Tensor, Tensor]:
+    """DynNSA: importance of all complete blocks, and the forced ones' share of it: [..., N, 1]."""
     blocks = torch.arange(importance.shape[-1], device=importance.device)
     complete = (blocks + 1) * config.block_size <= positions[:, None] + 1
+    newest = positions[:, None] // config.block_size - config.local_blocks
+    forced = (blocks < config.init_blocks) | (blocks > newest)
     weights = importance.masked_fill(~complete, 0.0)
     total = weights.sum(-1, keepdim=True)
-    newest = positions[:, None] // config.block_size - config.local_blocks
-    by_force = (blocks < config.init_blocks) | (blocks > newest)
-    forced_weight = weights.masked_fill(~by_force, 0.0).sum(-1, keepdim=True)
-    got = torch.where(total > 0, forced_weight / total, 0.0)
-    shares = torch.where(total > 0, value.clamp(min=0) / total, 0.0)
-    before = got + shares.cumsum(-1) - shares  # reached by what stands ahead of each block
-    count = (forced >= 0).sum(-1, keepdim=True) + torch.arange(best.shape[-1], device=best.device)
-    needed = (before < config.top_p) | (count < config.min_blocks - private_size(config))
-    return best.masked_fill(~needed, -1)
+    ahead = weights.masked_fill(~forced, 0.0).sum(-1, keepdim=True)
+    return total, torch.where(total > 0, ahead / total, 0.0)

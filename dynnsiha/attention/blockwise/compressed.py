@@ -25,7 +25,8 @@ def forward(
         p = _probabilities(x, lo, hi)
         at = out[:, lo - begin : hi - begin]
         if p is None:
-            scores = at.zero_()[..., 0, :1]
+            at.zero_()
+            scores = at.new_zeros(*at.shape[:2], 1)
         else:
             o = product(p.to(x.v_cmp.dtype), x.v_cmp[:, : p.shape[-1]])
             at.copy_(o.view(at.shape))
@@ -95,7 +96,9 @@ def _choose(x: Operands, scores: Tensor, begin: int, end: int) -> tuple[Tensor, 
     """Shared [N, C / R, s] and private [N, C, m] lists by the scores [N, C, blocks]."""
     c, tile = x.problem.config, x.problem.tile
     positions = torch.arange(begin, end, device=x.q.device)
-    leaders = scores[:, ::tile] if c.tile_scoring == "leader" else _aggregated(x, scores, begin)
+    alone = c.tile_scoring == "leader"
+    # Choosing overwrites scores: of a tile's leader a copy, unless nobody needs them any more.
+    leaders = scores[:, ::tile].contiguous() if alone else _aggregated(x, scores, begin)
     shared = shared_list(leaders, positions[::tile], c, begin)
     if not private_size(c):
         return shared, shared.new_empty(len(scores), end - begin, 0)

@@ -88,16 +88,16 @@ class _Blockwise(torch.autograd.Function):
             if chosen is not None and own is not None:
                 lists.put(heads, begin, end, chosen, own)
             if "compressed" in branches:
-                total += o.mul_(x.gate("compressed", begin, end))
+                total.addcmul_(o, x.gate("compressed", begin, end))
             if "selected" in branches:
                 here = lists.of(heads, begin, end)
                 o, lse[heads, begin:end] = selected.forward(x, here, begin, end, scratch)
                 if training:
                     o_slc[heads, begin:end] = o
-                total += o.mul_(x.gate("selected", begin, end))
+                total.addcmul_(o, x.gate("selected", begin, end))
             if "sliding" in branches:
                 o = sliding.forward(x, begin, end)
-                total += o.mul_(x.gate("sliding", begin, end))
+                total.addcmul_(o, x.gate("sliding", begin, end))
         ctx.problem = problem
         saved = (q, k, v, k_cmp, v_cmp, gates, o_slc, lse, lists.shared, lists.private)
         ctx.save_for_backward(*saved)

@@ -110,10 +110,7 @@ def forward(
     ``lists`` are the shared ones [N, C / R, s] and, if there are any, the private ones [N, C, m].
     """
     parts = [_forward(_Units.of(x, index, begin, end), scratch) for index in lists]
-    out, lse = parts[0]
-    if len(parts) > 1:
-        outs, lses = zip(*parts, strict=True)
-        out, lse = _merge(torch.stack(outs), torch.stack(lses), 0)
+    out, lse = parts[0] if len(parts) == 1 else _joined(*parts)
     shape = x.q[:, begin:end].shape
     return out.view(shape), lse.view(shape[:-1])
 
@@ -133,7 +130,7 @@ def _forward(units: _Units, scratch: Scratch) -> tuple[Tensor, Tensor]:
         out = product(p.to(x.v.dtype), step.blocks(x.v))
         part.index_copy_(0, step.pair, out.view(-1, *part.shape[1:]))
         part_lse.index_copy_(0, step.pair, lse.view(-1, part_lse.shape[1]))
-    out, lse = _merge(units.by_unit(part), units.by_unit(part_lse), 1)
+    out, lse = _merge(units.by_unit(part), units.by_unit(part_lse))
     return out.view(-1, out.shape[-1]), lse.view(-1)
 
 
@@ -221,14 +218,22 @@ def _blocks(problem: Problem, keys: Tensor) -> Tensor:
     return keys.view(-1, problem.config.block_size, keys.shape[-1])
 
 
-def _merge(out: Tensor, lse: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Merge normalised partial outputs along ``dim`` by their log-sum-exps; empty ones drop out.
+def _merge(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots [units, slots, rows, D] of normalised outputs, joined by lse [units, slots, rows].
 
-    ``out`` has one more dimension than ``lse`` and is overwritten.
+    A unit without filled slots gets 0 and -inf.
     """
-    top = lse.amax(dim, keepdim=True)
+    top = lse.amax(1, keepdim=True)
     weight = (lse - top.masked_fill(top == float("-inf"), 0.0)).exp_()
-    total = weight.sum(dim)
-    merged = out.mul_(weight[..., None]).sum(dim)
-    merged /= total.masked_fill(total == 0, 1.0)[..., None]
-    return merged, top.squeeze(dim) + total.log()
+    total = weight.sum(1)
+    weight /= total.masked_fill(total == 0, 1.0)[:, None]
+    merged = out[:, 0] * weight[:, 0, :, None]
+    for slot in range(1, out.shape[1]):
+        merged.addcmul_(out[:, slot], weight[:, slot, :, None])
+    return merged, top.squeeze(1) + total.log()
+
+
+def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs [rows, D] of two kinds of list, joined by their lse [rows]."""
+    share = torch.sigmoid(b[1] - a[1]).nan_to_num_(0.0)  # NaN where both are empty, and both 0
+    return torch.lerp(a[0], b[0], share[:, None]), torch.logaddexp(a[1], b[1])

@@ -220,8 +220,8 @@ def test_lists_hold_forced_then_best_blocks(position, init, local, extra, privat
     gen = torch.Generator().manual_seed(seed)
     importance = torch.rand(1, 26, generator=gen, dtype=torch.float64)
     at = torch.tensor([position])
-    shared = shared_list(importance, at, config)
-    mine = private_list(importance, shared, at, config)[0].tolist()
+    shared = shared_list(importance.clone(), at, config)
+    mine = private_list(importance.clone(), shared, at, config)[0].tolist()
     listed = shared[0].tolist()
     filled = [b for b in listed if b >= 0]
     forced = {b for b in range(own + 1) if b < init or b > own - local}
