@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class AttentionCall:
     def __init__(self, spec: Spec, provider: Provider) -> None:
         self.spec, self.provider = spec, provider
         self.inputs = attention_inputs(spec, heads_first=provider.heads_first)
+        self._inputs_sum = self._sum_inputs()
         self._checker: AttentionCheck | None = None
         self._kept: Tensor | None = None
         self._lists: Any = None
@@ -67,7 +69,15 @@ class AttentionCall:
         """Compare outputs of a pass with the reference that follows the latest call's lists."""
         if self._checker is None:
             self._checker = AttentionCheck(self.spec, self.inputs, self.gradients_for)
-        return self._checker(outputs, self._lists)
+        verdict = self._checker(outputs, self._lists)
+        if self._sum_inputs() != self._inputs_sum:
+            return replace(verdict, problem="the provider overwrote its inputs")
+        return verdict
+
+    def _sum_inputs(self) -> list[float]:
+        """A fingerprint that a write by any kernel changes; autograd's versions see torch's own."""
+        operands = (self.inputs.q, self.inputs.k, self.inputs.v, self.inputs.gates)
+        return [x.detach().sum(dtype=torch.float64).item() for x in operands if x is not None]
 
     def gradients_for(self, d_out: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the operands for another gradient of o, in a call of its own."""

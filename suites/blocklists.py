@@ -18,7 +18,8 @@ from dynnsiha.attention.reference import reference_rows
 SCORE_TOLERANCE = 0.02
 """How far a chosen score may be from the one due, as a share of the row's n-th score."""
 
-_CHUNK_ROWS = 8192
+_CHUNK_ELEMENTS = 2**24
+"""Comparisons of list entries at a time."""
 
 
 def shape_problem(lists: object, config: NSAConfig, batch: int, seq_len: int, kv_heads: int) -> str:
@@ -168,11 +169,13 @@ def list_facts(lists: Lists, config: NSAConfig, seq_len: int) -> dict[str, float
     batch, kv_heads = table.shape[0], table.shape[2]
     count = -(-seq_len // config.block_size)
     chosen = torch.zeros(batch, kv_heads, count + 1, dtype=torch.int64, device=table.device)
-    for rows in _row_chunks(seq_len, table.device):
+    slots = sum(x.shape[-1] for x in ((lists,) if isinstance(lists, Tensor) else lists))
+    per_row = batch * kv_heads * max(1, slots) ** 2  # comparing two queries' lists
+    for rows in _row_chunks(seq_len, table.device, max(1, _CHUNK_ELEMENTS // per_row)):
         listed = per_query(lists, config, rows).long()
         attended += _attended(listed, rows, config)
         blocks += int((listed >= 0).sum())
-        queries += listed[..., 0].numel()
+        queries += batch * kv_heads * len(rows)
         _count_free(chosen, listed, rows, config)
         later = rows[rows > 0]
         now, before = (per_query(lists, config, r).long() for r in (later, later - 1))
@@ -190,8 +193,8 @@ def list_facts(lists: Lists, config: NSAConfig, seq_len: int) -> dict[str, float
     }
 
 
-def _row_chunks(seq_len: int, device: torch.device) -> Iterator[Tensor]:
-    yield from torch.arange(seq_len, device=device).split(_CHUNK_ROWS)
+def _row_chunks(seq_len: int, device: torch.device, rows: int) -> Iterator[Tensor]:
+    yield from torch.arange(seq_len, device=device).split(rows)
 
 
 def _attended(listed: Tensor, rows: Tensor, config: NSAConfig) -> int:

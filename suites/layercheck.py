@@ -272,13 +272,13 @@ class LayerCheck:
             dtype=self.spec.dtype,
             factor=OUTPUT_FACTOR if name == "y" else GRADIENT_FACTOR,
         )
-        least = self._tie() if name == "y" else max(self._tie(), self._kink())
+        least = self._tie() if name == "y" else max(self._tie(), self._kink(plain))
         return [replace(c, tolerance=max(c.tolerance, least)) for c in comparisons]
 
     def _whole_comparison(
         self, name: str, output: Tensor, wanted: Tensor, plain: Tensor | None
     ) -> list[Comparison]:
-        allowed = max(BASE_TOLERANCE[self.spec.dtype], self._kink(), self._tie())
+        allowed = max(BASE_TOLERANCE[self.spec.dtype], self._kink(plain), self._tie())
         if plain is not None:
             allowed = max(allowed, GRADIENT_FACTOR * rms_ratio(plain, wanted))
         return [Comparison(name, rms_ratio(output, wanted), allowed)]
@@ -288,14 +288,15 @@ class LayerCheck:
         unknown = self.spec.config is not None and self.lists is None
         return TIE_TOLERANCE[self.spec.dtype] if unknown else 0.0
 
-    def _kink(self) -> float:
+    def _kink(self, plain: Tensor | None) -> float:
         """Error always accepted in gradients through a synthesis layer; 0 for other layers.
 
         Where a score meets its gate, rounding decides whether the neuron is open, and its gradient
         jumps: a share of neurons near the precision itself, so an RMS error near its square root.
+        A plain computation in the same precision has that error too, and is then the measure.
         """
         info = provider_info(self.spec.provider)
-        if info is None or not info.synthesised:
+        if info is None or not info.synthesised or plain is not None:
             return 0.0
         return max(KINK_TOLERANCE, math.sqrt(2 * torch.finfo(self.spec.dtype).eps))
 

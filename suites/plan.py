@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dynbench.harness.case import Case, Value
+from dynbench.harness.sweep import MAX_VALUE
 from dynbench.suites.catalog import (
     DEVICES,
     DTYPES,
@@ -119,8 +120,10 @@ def _check(options: PlanOptions) -> None:
     for name, bound in least.items():
         given = getattr(options, name)
         for value in given if isinstance(given, tuple) else (given,):
-            if value is not None and value < bound:
-                raise UsageError(f"{name}={value}: must be at least {bound}")
+            if value is not None and not bound <= value <= MAX_VALUE:
+                raise UsageError(f"{name}={value}: must be at least {bound}, at most {MAX_VALUE}")
+    if abs(options.seed) > MAX_VALUE:
+        raise UsageError(f"seed={options.seed}: must be at most {MAX_VALUE} in size")
     for tile in options.query_tiles or ():
         if tile != "auto" and (tile < 1 or BLOCK_SIZE % tile):
             divisors = [str(r) for r in range(1, BLOCK_SIZE + 1) if BLOCK_SIZE % r == 0]

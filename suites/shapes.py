@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_SIZE = 2**20
+"""Most heads, width or sequences that anybody means."""
+
 
 class UsageError(ValueError):
     """The request cannot be planned. The message is one line that names the fix."""
@@ -35,8 +38,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         for field in ("q_heads", "kv_heads", "head_dim", "batch"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field}={getattr(self, field)}: must be at least 1")
+            value = getattr(self, field)
+            if not 1 <= value <= MAX_SIZE:
+                raise UsageError(f"{field}={value}: must be at least 1, at most {MAX_SIZE}")
         if self.q_heads % self.kv_heads:
             divisors = [k for k in range(1, self.q_heads + 1) if self.q_heads % k == 0]
             raise UsageError(

@@ -79,7 +79,8 @@ def native_sparse_attention(
         backend: "reference", "blockwise" or "auto" (the fastest that serves the input).
         block_indices: lists to use instead of choosing them: int32 [B, T, K, n], -1 empty; for
             query_tile > 1 a pair of shared [B, ceil(T / query_tile), K, s] (forced blocks
-            included) and private [B, T, K, m] lists.
+            included) and private [B, T, K, m] lists; of packed sequences, the tiles of each one
+            after the other's.
         cu_seqlens: int [S + 1], boundaries of sequences packed into one batch row of length T;
             blocks, tiles and lists count from each sequence's own start.
         k_cmp, v_cmp: summaries [B, n, K, D] made by a compression network, instead of block means;
@@ -98,8 +99,7 @@ def native_sparse_attention(
     config = NSAConfig() if config is None else config
     check_operands(q, k, v, gates)
     config = config.resolved(q.shape[2], k.shape[2])
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: must be 'auto' or one of {sorted(BACKENDS)}")
+    check_backend(backend)
     if (k_cmp is None) != (v_cmp is None):
         raise ValueError("k_cmp and v_cmp: give both or neither")
     operands, summaries = (q, k, v, gates), (k_cmp, v_cmp)
@@ -110,6 +110,12 @@ def native_sparse_attention(
         parts = split(bounds, operands, config, block_indices, summaries)
         out, aux = joined([_one(x, config, backend, lists, cmp, scale) for x, lists, cmp in parts])
     return (out, aux) if return_aux else out
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError for a name that is neither "auto" nor a backend's."""
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend={name!r}: must be 'auto' or one of {sorted(BACKENDS)}")
 
 
 def _one(

@@ -30,8 +30,8 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> None:
     if not q.is_floating_point():
         raise TypeError(f"q: has dtype {q.dtype}; cast it to a floating-point dtype")
     batch, seq_len, q_heads, head_dim = q.shape
-    if seq_len == 0:
-        raise ValueError("q: has seq_len 0; give at least one token")
+    if 0 in q.shape:
+        raise ValueError(f"q: has shape {list(q.shape)}; every dimension must be at least 1")
     if k.shape != v.shape:
         raise ValueError(f"v: has shape {list(v.shape)}, k has {list(k.shape)}; they must be equal")
     if (k.shape[0], k.shape[1], k.shape[3]) != (batch, seq_len, head_dim):
@@ -56,6 +56,11 @@ def check_summaries(
     for name, tensor in (("k_cmp", k_cmp), ("v_cmp", v_cmp)):
         if tensor is not None and tensor.shape != expected:
             raise ValueError(f"{name}: has shape {list(tensor.shape)}; must be {list(expected)}")
+        if tensor is not None and (tensor.dtype, tensor.device) != (k.dtype, k.device):
+            raise TypeError(
+                f"{name}: is {tensor.dtype} on {tensor.device}, k is {k.dtype} on {k.device}; "
+                "make them alike"
+            )
 
 
 def checked_lists(
@@ -65,10 +70,13 @@ def checked_lists(
     batch, seq_len, kv_heads = q.shape[0], q.shape[1], k.shape[2]
     tile = config.query_tile
     assert isinstance(tile, int)
-    if isinstance(block_indices, Tensor) != (tile == 1):
+    pair = isinstance(block_indices, (tuple, list)) and len(block_indices) == 2
+    if not (isinstance(block_indices, Tensor) if tile == 1 else pair):
         wanted = "one tensor" if tile == 1 else "a pair of shared and private lists"
         raise ValueError(f"block_indices: must be {wanted} for query_tile={tile}")
     lists = (block_indices,) if isinstance(block_indices, Tensor) else tuple(block_indices)
+    if lists[0].shape[-1] == 0:
+        raise ValueError("block_indices: has no slots; give at least one, -1 where it is empty")
     per_query = []
     for index, step in zip(lists, (tile, 1), strict=False):
         expected = (batch, -(-seq_len // step), kv_heads)
@@ -76,7 +84,7 @@ def checked_lists(
             raise ValueError(
                 f"block_indices: has shape {list(index.shape)}; must be {[*expected, 'n']}"
             )
-        if index.is_floating_point():
+        if index.dtype == torch.bool or index.is_floating_point():
             raise TypeError(f"block_indices: has dtype {index.dtype}; cast it to int32")
         own = (
             torch.arange(0, seq_len, step, device=index.device)[:, None, None] // config.block_size

@@ -7,6 +7,18 @@ from typing import Any, Literal
 
 BRANCHES = ("compressed", "selected", "sliding")
 
+_WHOLE_NUMBERS = (
+    "block_size",
+    "compress_block",
+    "compress_stride",
+    "top_n",
+    "init_blocks",
+    "local_blocks",
+    "window",
+    "private_blocks",
+    "min_blocks",
+)
+
 
 @dataclass(frozen=True)
 class NSAConfig:
@@ -48,6 +60,8 @@ class NSAConfig:
     branches: tuple[str, ...] = BRANCHES
 
     def __post_init__(self) -> None:
+        for name in _WHOLE_NUMBERS:
+            self._require(isinstance(getattr(self, name), int), name, "a whole number")
         for name in (
             "block_size",
             "compress_block",
@@ -113,6 +127,8 @@ class NSAConfig:
 
     def resolved(self, q_heads: int, kv_heads: int) -> NSAConfig:
         """This configuration with ``query_tile="auto"`` replaced by its number for these heads."""
+        if min(q_heads, kv_heads) < 1 or q_heads % kv_heads:
+            raise ValueError(f"kv_heads={kv_heads}: must be a divisor of q_heads={q_heads}")
         if self.query_tile != "auto":
             return self
         most = max(1, 64 // (q_heads // kv_heads))

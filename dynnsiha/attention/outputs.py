@@ -17,7 +17,7 @@ class NSAAux:
 
     Attributes:
         block_indices: the lists that were used; they can be given back as ``block_indices``.
-        block_counts: int32 [B, T, K], blocks per query.
+        block_counts: int32 [B, T, K], blocks per query; 0 where the selected branch is off.
         lse: float [B, T, H], natural log of the sum of exponentials of the scaled logits in the
             selected branch; -inf where a query has no blocks, or the branch is off.
         backend: the backend that ran.

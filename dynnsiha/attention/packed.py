@@ -19,6 +19,10 @@ def bounds_of(cu_seqlens: Tensor, batch: int, seq_len: int) -> list[int]:
         raise ValueError(
             f"cu_seqlens: packed sequences need batch 1, got {batch}; reshape to [1, B * T, ...]"
         )
+    if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point():
+        raise ValueError(
+            f"cu_seqlens: is {cu_seqlens.dtype} {list(cu_seqlens.shape)}; must be int [S + 1]"
+        )
     bounds = [int(x) for x in cu_seqlens.tolist()]
     rising = all(begin <= end for begin, end in pairwise(bounds))
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != seq_len or not rising:
@@ -38,12 +42,20 @@ def split(
     Tiles and summaries lie one sequence after the other, each counted from its own start.
     """
     assert isinstance(config.query_tile, int)
+    lengths = [end - begin for begin, end in pairwise(bounds)]
+    tiles_of = [-(-length // config.query_tile) for length in lengths]
+    windows_of = [window_count(n, config.compress_block, config.compress_stride) for n in lengths]
+    for name, x in zip(("k_cmp", "v_cmp"), summaries, strict=True):
+        _check_length(name, x, sum(windows_of))
+    if isinstance(block_indices, Tensor):
+        _check_length("block_indices", block_indices, bounds[-1])
+    elif block_indices is not None:
+        _check_length("block_indices: shared lists", block_indices[0], sum(tiles_of))
+        _check_length("block_indices: private lists", block_indices[1], bounds[-1])
     tile_start = window_start = 0
-    for begin, end in pairwise(bounds):
+    for (begin, end), tiles, windows in zip(pairwise(bounds), tiles_of, windows_of, strict=True):
         if begin == end:
             continue
-        tiles = -(-(end - begin) // config.query_tile)
-        windows = window_count(end - begin, config.compress_block, config.compress_stride)
         lists: BlockIndices | None = None
         if isinstance(block_indices, Tensor):
             lists = block_indices[:, begin:end]
@@ -58,6 +70,14 @@ def split(
         )
         tile_start += tiles
         window_start += windows
+
+
+def _check_length(name: str, x: Tensor | None, length: int) -> None:
+    if x is not None and x.shape[1] != length:
+        raise ValueError(
+            f"{name}: length {x.shape[1]} in dimension 1; these sequences need {length}, "
+            "each counted from its own start"
+        )
 
 
 def joined(pieces: list[tuple[Tensor, NSAAux]]) -> tuple[Tensor, NSAAux]:

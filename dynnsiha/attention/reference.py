@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import NSAConfig
-from .lists import private_list, private_size, shared_list, tile_lists
+from .lists import private_list, private_size, shared_list, shared_size, tile_lists
 from .outputs import BlockIndices, NSAAux
 from .summaries import mean_summaries, window_block_weights
 
@@ -121,14 +121,16 @@ class _Core:
         for i, (name, branch) in enumerate(branches.items()):
             if name in self.config.branches:
                 out = out + gate[i] * branch
-        return out.permute(0, 3, 1, 2, 4).flatten(2, 3), lse.permute(0, 3, 1, 2).flatten(2, 3)
+        out = out.permute(0, 3, 1, 2, 4).flatten(2, 3).to(self.q.dtype)
+        return out, lse.permute(0, 3, 1, 2).flatten(2, 3)
 
     @torch.no_grad()
     def importance(self, rows: Tensor) -> Tensor:
         """Compressed probabilities, summed over G, per selection block: [B, K, N, blocks]."""
         c = self.config
-        q = self.q[:, :, :, rows]
-        p = _masked_softmax(_logits(q, self.k_cmp, self.scale), self._ended(rows))
+        wide = torch.promote_types(self.q.dtype, torch.float32)  # ranks do not survive bfloat16
+        q, k_cmp = self.q[:, :, :, rows].to(wide), self.k_cmp.to(wide)
+        p = _masked_softmax(_logits(q, k_cmp, self.scale), self._ended(rows))
         blocks = -(-self.seq_len // c.block_size)
         weights = window_block_weights(
             p.shape[-1], blocks, c.block_size, c.compress_block, c.compress_stride
@@ -141,6 +143,9 @@ class _Core:
         c = self.config
         tile = c.query_tile
         assert isinstance(tile, int)
+        if "selected" not in c.branches:
+            shape = (*self.k.shape[:2], len(rows), shared_size(c) + private_size(c))
+            return torch.full(shape, -1, dtype=torch.int32, device=rows.device)
         leaders = rows // tile * tile
         scored = self.importance(leaders)
         if c.tile_scoring == "aggregate":
@@ -177,7 +182,8 @@ def _masked_attention(
     """Attention over the allowed keys: o [B, K, G, N, D] and lse [B, K, G, N]."""
     logits = _logits(q, k, scale)
     out = _masked_softmax(logits, mask) @ v[:, :, None]
-    lse = logits.detach().masked_fill(~mask, float("-inf")).logsumexp(-1)
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    lse = wide.masked_fill(~mask, float("-inf")).logsumexp(-1)
     return out, lse
 
 

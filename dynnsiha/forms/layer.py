@@ -152,6 +152,9 @@ class AttentionLayer(nn.Module):
             `synthesis_projections`.
         core: what happens between them.
         rotary_base: base of the rotary positions; None leaves q and k without positions.
+
+    Raises:
+        ValueError: head_dim is odd where positions are rotary; x has not three dimensions.
     """
 
     def __init__(
@@ -189,6 +192,8 @@ class AttentionLayer(nn.Module):
         self, x: Tensor, positions: Tensor | None = None, *, return_routing: bool = False
     ) -> Tensor | tuple[Tensor, LayerRouting]:
         """x [B, T, d_model], positions [T] or [B, T] → y [B, T, d_model], and routing if wanted."""
+        if x.dim() != 3:
+            raise ValueError(f"x: must be [batch, seq_len, d_model], got {list(x.shape)}")
         qkv, qkv_routing = _routed(self.qkv, x, return_routing)
         q, k, v = self.layout.split(qkv)
         q, k = self.rotate(q, k, positions)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynnsiha.attention import NSAConfig, native_sparse_attention
+from dynnsiha.attention.api import check_backend
 from dynnsiha.attention.config import BRANCHES
 from dynnsiha.forms.layer import (
     AttentionCore,
@@ -90,6 +91,7 @@ class SparseCore(AttentionCore):
         gates: GateKind = "sigmoid",
     ) -> None:
         super().__init__()
+        check_backend(backend)
         self.config = config.resolved(layout.q_heads, layout.kv_heads)
         self.backend = backend
         self.gates = BranchGates(d_model, layout.q_heads, gates, self.config.branches)

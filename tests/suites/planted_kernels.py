@@ -54,6 +54,7 @@ WRONG_DENSE = {
     "wrong_dtype": "    return dense(q, k, v).double()",
     "wrong_shape": "    return dense(q, k, v).transpose(1, 2)",
     "no_tensor": "    return 1.0",
+    "overwrites_its_inputs": "    v.data.mul_(0.5)\n    return dense(q, k, v)",
 }
 
 WRONG_DENSE_BACKWARD = {

@@ -123,6 +123,17 @@ def test_wrong_own_sparse_kernels_fail(tmp_path, name):
     assert not found.passed, found
 
 
+@pytest.mark.parametrize("change", ["window=500", "top_n=4"])
+def test_silent_sparse_kernels_must_be_right_in_the_typical_row(tmp_path, change):
+    """Without lists a few rows may differ by another block; here most of them are slightly off."""
+    text = planted.source(
+        f"    return run(q, k, v, gates, replace(config, {change}))[0]", sparse=True
+    )
+    found = own_file(tmp_path, text, "forward", SAMPLED)
+    assert "typical row" in found.checked
+    assert not found.passed, found
+
+
 def test_unwritten_values_are_named_where_no_row_is_sampled(tmp_path):
     text = planted.source(planted.WRONG_DENSE["unwritten_row"])
     assert "o is not finite at [0, 77" in own_file(tmp_path, text, "forward", SAMPLED).problem

@@ -144,3 +144,11 @@ def test_facts_equal_a_count_with_sets(config, seq_len):
     assert list_facts(lists, config, seq_len) == pytest.approx(
         facts_by_hand(per_query, config, seq_len)
     )
+
+
+def test_facts_of_long_lists_are_counted_in_small_chunks(monkeypatch):
+    """The same facts, while comparing neighbours' lists never takes more than the limit."""
+    _, lists = chosen(HYBRID)
+    expected = list_facts(lists, HYBRID, SEQ_LEN)
+    monkeypatch.setattr("dynbench.suites.blocklists._CHUNK_ELEMENTS", 100)
+    assert list_facts(lists, HYBRID, SEQ_LEN) == pytest.approx(expected)

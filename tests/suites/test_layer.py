@@ -73,6 +73,14 @@ def test_low_precision_layers_pass(provider):
     assert found.rms_error > 1e-4
 
 
+def test_wrong_gradients_fail_in_low_precision_too():
+    """Ten per cent are far beyond what plain torch in bfloat16 makes of the same layer."""
+    call = call_of("dynnsiha", "forward_backward", dtype="bfloat16", seq_len=256)
+    outputs = call.forward_backward()
+    assert call.check(outputs).passed
+    assert not call.check((outputs[0], *(1.15 * gradient for gradient in outputs[1:]))).passed
+
+
 def spoilt(outputs, index, factor):
     return tuple(o * factor if i == index else o for i, o in enumerate(outputs))
 

@@ -122,6 +122,8 @@ def test_own_files_stand_beside_the_others(tmp_path):
         ({"window": 0}, "window=0"),
         ({"batch": 0}, "batch=0"),
         ({"top_n": 2}, "top_n=2: must be at least 3"),
+        ({"window": 10**20}, "at most 1099511627776"),
+        ({"seed": -(10**20)}, "seed=-100000000000000000000: must be at most"),
         ({"private_blocks": (-1,)}, "private_blocks=-1"),
         ({"query_tiles": (24,)}, "query_tile=24 does not divide blocks of 64: use 1, 2"),
         ({"sparsities": (1.5,)}, "sparsity=1.5"),

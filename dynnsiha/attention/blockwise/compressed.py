@@ -119,10 +119,14 @@ def _aggregated(x: Operands, scores: Tensor, begin: int) -> Tensor:
 
 
 def _steps(x: Operands, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Steps whose logits stay within the budget; they shorten as later queries see more windows."""
-    problem = x.problem
+    """Steps of whole blocks whose logits, as wide as the last query needs, stay in the budget."""
+    problem, size = x.problem, x.problem.config.block_size
+    rows = len(x.q) * problem.group
     while begin < end:
-        per_query = len(x.q) * problem.group * max(1, problem.windows_ended(begin))
-        lo, hi = next(problem.steps(begin, end, per_query * problem.config.block_size))
-        yield lo, hi
-        begin = hi
+        stop = end
+        while stop - begin > size and (
+            rows * (stop - begin) * problem.windows_ended(stop - 1) > problem.step_elements
+        ):
+            stop = begin + max(size, (stop - begin) // 2 // size * size)
+        yield begin, stop
+        begin = stop

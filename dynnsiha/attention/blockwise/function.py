@@ -76,19 +76,20 @@ class _Blockwise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
         lists = _Lists.of_call(problem, q.device, shared, private)
-        training = any(ctx.needs_input_grad)
+        training = problem.differentiate and any(ctx.needs_input_grad)
         out = torch.zeros_like(operands.q, dtype=operands.dtype)
         o_slc = torch.empty_like(operands.q) if training else operands.q[:0]
         lse = out.new_full(out.shape[:-1], float("-inf"))
         scratch, branches = Scratch(), problem.config.branches
         for heads, begin, end in problem.chunks(lists.slots):
             x, total = operands.of(heads), out[heads, begin:end]
-            # The compressed branch chooses the lists, so it runs even where its output is not used.
-            o, chosen, own = compressed.forward(x, begin, end, choose=shared is None)
-            if chosen is not None and own is not None:
-                lists.put(heads, begin, end, chosen, own)
-            if "compressed" in branches:
-                total.addcmul_(o, x.gate("compressed", begin, end))
+            choose = shared is None and "selected" in branches
+            if choose or "compressed" in branches:
+                o, chosen, own = compressed.forward(x, begin, end, choose)
+                if chosen is not None and own is not None:
+                    lists.put(heads, begin, end, chosen, own)
+                if "compressed" in branches:
+                    total.addcmul_(o, x.gate("compressed", begin, end))
             if "selected" in branches:
                 here = lists.of(heads, begin, end)
                 o, lse[heads, begin:end] = selected.forward(x, here, begin, end, scratch)
@@ -161,7 +162,10 @@ class _Lists:
         config, length = problem.config, problem.padded_len
         if shared is None:
             sizes = (length // problem.tile, shared_size(config)), (length, private_size(config))
-            made = [torch.empty(problem.heads, *s, dtype=torch.int32, device=device) for s in sizes]
+            made = [
+                torch.full((problem.heads, *size), -1, dtype=torch.int32, device=device)
+                for size in sizes
+            ]
             return cls(problem, *made)
         if private is None:
             private = shared.new_empty(shared.shape[0], problem.seq_len, shared.shape[2], 0)

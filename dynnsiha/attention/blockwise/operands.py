@@ -34,6 +34,7 @@ class Problem:
     seq_len: int  # T, before padding
     padded_len: int
     tile: int  # R
+    differentiate: bool  # whether grad mode is on for the call
     step_elements: int
     partial_bytes: int
 
@@ -52,6 +53,7 @@ class Problem:
             seq_len=seq_len,
             padded_len=-(-seq_len // config.block_size) * config.block_size,
             tile=config.query_tile,
+            differentiate=torch.is_grad_enabled(),
             step_elements=_STEP_ELEMENTS[kind],
             partial_bytes=_PARTIAL_BYTES[kind],
         )

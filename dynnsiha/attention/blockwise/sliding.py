@@ -47,10 +47,15 @@ def _steps(x: Operands, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
             yield head, lo, hi
 
 
+def _window(problem: Problem) -> int:
+    """Most keys that a query can have in its window."""
+    return min(problem.config.window, problem.padded_len)
+
+
 def _span(problem: Problem) -> int:
     """Keys in the band of one block of queries: the block itself and the whole blocks behind it."""
     size = problem.config.block_size
-    return size - (-(problem.config.window - 1) // size) * size
+    return size - (-(_window(problem) - 1) // size) * size
 
 
 def _query_blocks(problem: Problem, x: Tensor, head: int, begin: int, end: int) -> Tensor:
@@ -83,7 +88,7 @@ def _add_bands(problem: Problem, total: Tensor, bands: Tensor, begin: int) -> No
 
 def _probabilities(problem: Problem, rows: Tensor, bands: Tensor, begin: int) -> Tensor:
     """Probabilities over the bands: [C / block, block G, span]."""
-    size, span, window = problem.config.block_size, _span(problem), problem.config.window
+    size, span, window = problem.config.block_size, _span(problem), _window(problem)
     logits = product(rows, bands.transpose(1, 2), problem.scale)
     lowest = torch.finfo(logits.dtype).min
     offset = torch.arange(size, device=rows.device).repeat_interleave(problem.group)[:, None]

@@ -65,7 +65,30 @@ def lists(value):
         (
             {"q": Q[:, :0], "k": K[:, :0], "gates": GATES[:, :0]},
             ValueError,
-            "q: has seq_len 0",
+            "q: has shape [1, 0, 4, 8]; every dimension must be at least 1",
+        ),
+        (
+            {"k_cmp": K[:, :2].double(), "v_cmp": K[:, :2].double()},
+            TypeError,
+            "k_cmp: is torch.float64 on cpu, k is torch.float32 on cpu; make them alike",
+        ),
+        ({"block_indices": lists(0)[..., :0]}, ValueError, "block_indices: has no slots"),
+        ({"block_indices": lists(0) >= 0}, TypeError, "block_indices: has dtype torch.bool"),
+        (
+            {"block_indices": (lists(0),), "config": NSAConfig(query_tile=2)},
+            ValueError,
+            "must be a pair of shared and private lists",
+        ),
+        ({"cu_seqlens": torch.tensor([0.0, 130.0])}, ValueError, "cu_seqlens: is torch.float32"),
+        (
+            {"cu_seqlens": torch.tensor([0, 65, 130]), "k_cmp": K[:, :3], "v_cmp": K[:, :3]},
+            ValueError,
+            "k_cmp: length 3 in dimension 1; these sequences need 2",
+        ),
+        (
+            {"cu_seqlens": torch.tensor([0, 65, 130]), "block_indices": lists(0)[:, :99]},
+            ValueError,
+            "block_indices: length 99 in dimension 1; these sequences need 130",
         ),
     ],
 )

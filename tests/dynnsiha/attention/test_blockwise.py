@@ -1,12 +1,14 @@
 """The blockwise backend against the reference: outputs, gradients, lists, determinism."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dynnsiha import NSAConfig
 from dynnsiha.attention import native_sparse_attention
+from dynnsiha.attention.blockwise import compressed
 from dynnsiha.attention.blockwise import operands as blockwise_operands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,6 +30,7 @@ CONFIGS = {
         top_n=6,
     ),
     "narrow": NSAConfig(window=1, top_n=3),
+    "wide": NSAConfig(window=10**9, top_n=3),
     "selected alone": NSAConfig(branches=("selected",), top_n=6),
     "without selected": NSAConfig(branches=("compressed", "sliding")),
 }
@@ -218,6 +221,52 @@ def test_error_is_no_worse_than_plain_torch_in_that_dtype(dtype, name):
         assert mine.dtype == dtype
         assert rms_ratio(mine, best) <= max(3 * rms_ratio(low, best), 1e-6)
         assert rms_ratio(mine, best) < 0.005
+
+
+@pytest.mark.parametrize("seq_len", [64, 1000, 4097])
+@pytest.mark.parametrize("name", ["exact", "paper"])
+def test_compressed_steps_stay_within_the_budget(seq_len, name):
+    """As wide as the last query of a step needs; a single block of queries may exceed it."""
+    (q, k, v, gates), _ = operands(seq_len, 2, 1, 4, dtype=torch.float32)
+    problem = blockwise_operands.Problem.of(q, k, CONFIGS[name], 0.5)
+    problem = replace(problem, step_elements=1 << 14)
+    none = k[:, :0]
+    x = blockwise_operands.Operands.of_call(problem, q, k, v, none, none, gates)
+    covered = 0
+    for begin, end in compressed._steps(x, 0, problem.padded_len):
+        assert begin == covered
+        assert (end - begin) % 64 == 0
+        covered = end
+        elements = 2 * (end - begin) * problem.windows_ended(end - 1)
+        assert elements <= 1 << 14 or end - begin == 64
+    assert covered == problem.padded_len
+
+
+@pytest.mark.parametrize("backend", ["reference", "blockwise"])
+def test_lists_are_empty_where_the_selected_branch_is_off(backend):
+    inputs, _ = operands(300, 2, 1, 8)
+    config = CONFIGS["without selected"]
+    _, aux = native_sparse_attention(*inputs, config, backend=backend, return_aux=True)
+    assert (lists_of(aux)[0] == -1).all()
+    assert not aux.block_counts.any()
+    assert (aux.lse == float("-inf")).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "blockwise"])
+def test_low_precision_inputs_rank_blocks_and_sum_in_float32(backend):
+    inputs, _ = operands(1500, 8, 1, 16, dtype=torch.bfloat16)
+    wide = [x.detach().float() for x in inputs]
+    config = NSAConfig(top_n=6)
+    _, expected = native_sparse_attention(*wide, config, backend="reference", return_aux=True)
+    out, aux = native_sparse_attention(
+        *inputs[:3], wide[3], config, backend=backend, return_aux=True
+    )
+    assert out.dtype == torch.bfloat16
+    assert aux.lse.dtype == torch.float32
+    changed = (lists_of(aux)[0] != lists_of(expected)[0]).any(-1).float().mean().item()
+    assert (
+        changed < 0.02
+    )  # means of k are rounded once; ranks in bfloat16 change three times as many
 
 
 def test_inputs_are_left_alone():

@@ -54,6 +54,8 @@ def test_automatic_tile_is_the_largest_divisor_up_to_64_rows(q_heads, kv_heads, 
         ({"tile_scoring": "mean"}, "tile_scoring='mean': must be 'leader' or 'aggregate'"),
         ({"top_p": 0.0}, "top_p=0.0: must be None or in (0, 1]"),
         ({"branches": ()}, "branches=(): must be a non-empty subset"),
+        ({"top_n": 8.0}, "top_n=8.0: must be a whole number"),
+        ({"window": "all"}, "window='all': must be a whole number"),
         ({"branches": ("window",)}, "branches=('window',): must be"),
     ],
 )
@@ -62,3 +64,9 @@ def test_errors_name_the_field_its_value_and_the_fix(fields, message):
         NSAConfig(**fields)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("q_heads", "kv_heads"), [(4, 8), (6, 4), (1, 0)])
+def test_heads_that_do_not_divide_are_refused(q_heads, kv_heads):
+    with pytest.raises(ValueError, match=f"kv_heads={kv_heads}: must be a divisor of q_heads"):
+        NSAConfig.word_guided(q_heads, kv_heads)
