@@ -1,7 +1,11 @@
-"""Speed-ups over a baseline, and where a line begins to pay."""
+"""Speed-ups over a baseline, and where a line begins to pay.
+
+A line is faster or slower only where its quartiles and the baseline's do not overlap.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -16,19 +20,24 @@ class Gain:
     """A line against the baseline at one length.
 
     ``speedup`` is the baseline's median latency over the line's; ``low`` and ``high`` put the
-    quartiles against each other (the least and the most favourable way), None where one is missing.
+    quartiles against each other, the least and the most favourable way.
     """
 
     point: Point
-    baseline: Point
+    baseline_ms: float
     speedup: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
     @property
     def seq_len(self) -> int:
         """Tokens in a sequence."""
         return self.point.seq_len
+
+    @property
+    def sign(self) -> int:
+        """1 where the line is clearly faster, -1 where clearly slower, 0 where ranges overlap."""
+        return (min(self.low, self.speedup) > 1) - (max(self.high, self.speedup) < 1)
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,10 @@ class Comparison:
 
     @property
     def pays_from(self) -> int | None:
-        """The shortest length from which on the line is faster at every length compared."""
+        """The shortest length from which on the line is clearly faster wherever compared."""
         found = None
         for gain in reversed(self.gains):
-            if gain.speedup <= 1:
+            if gain.sign <= 0:
                 break
             found = gain.seq_len
         return found
@@ -55,15 +64,24 @@ class Comparison:
 
     @property
     def losses(self) -> tuple[Gain, ...]:
-        """Lengths at which the line is not faster."""
-        return tuple(gain for gain in self.gains if gain.speedup <= 1)
+        """Lengths at which the line is clearly slower."""
+        return tuple(gain for gain in self.gains if gain.sign < 0)
+
+    @property
+    def ties(self) -> tuple[Gain, ...]:
+        """Lengths without a clear difference."""
+        return tuple(gain for gain in self.gains if gain.sign == 0)
 
     @property
     def crossings(self) -> tuple[float, ...]:
-        """Lengths where the speed-up passes 1, interpolated in both logarithms."""
+        """Lengths where the speed-up passes 1, interpolated in both logarithms.
+
+        Only between lengths with a clear difference: noise around 1 is no crossing.
+        """
         found = []
-        for before, after in zip(self.gains, self.gains[1:], strict=False):
-            if (before.speedup <= 1) != (after.speedup <= 1):
+        clear = [gain for gain in self.gains if gain.sign]
+        for before, after in itertools.pairwise(clear):
+            if before.sign != after.sign:
                 log_before, log_after = math.log(before.speedup), math.log(after.speedup)
                 part = -log_before / (log_after - log_before)
                 step = math.log(after.seq_len / before.seq_len)
@@ -86,29 +104,23 @@ class Comparison:
     @property
     def cases(self) -> int:
         """Rows that the comparison rests on, the baseline's included."""
-        return sum(gain.point.rows + gain.baseline.rows for gain in self.gains)
+        return sum(gain.point.rows + gain.point.baseline_rows for gain in self.gains)
 
     @property
     def samples(self) -> int:
         """Samples that the comparison rests on, the baseline's included."""
-        return sum(gain.point.samples + gain.baseline.samples for gain in self.gains)
+        return sum(gain.point.samples + gain.point.baseline_samples for gain in self.gains)
 
 
-def compare(panel: Panel, line: Line) -> Comparison:
-    """``line`` against the panel's baseline at every length where both have an ok row."""
-    return Comparison(
-        line,
-        tuple(
-            _gain(point, panel.baseline_points[point.seq_len])
-            for point in line.points
-            if point.seq_len in panel.baseline_points
-        ),
-    )
+def compare(line: Line) -> Comparison:
+    """``line`` against the baseline at every length where both have an ok row."""
+    gains = (_gain(point) for point in line.points)
+    return Comparison(line, tuple(gain for gain in gains if gain is not None))
 
 
 def comparisons(panel: Panel) -> list[Comparison]:
     """All lines of the panel but the baseline's, without those that share no length with it."""
-    found = [compare(panel, line) for line in panel.lines if line.provider != panel.baseline]
+    found = [compare(line) for line in panel.lines if line.provider != panel.baseline]
     return [comparison for comparison in found if comparison.gains]
 
 
@@ -128,8 +140,8 @@ def best_by_lists(panel: Panel) -> list[Comparison]:
     return [best[lists] for lists in sorted(best)]
 
 
-def _gain(point: Point, baseline: Point) -> Gain:
-    low = high = None
-    if point.q1_ms and point.q3_ms and baseline.q1_ms and baseline.q3_ms:
-        low, high = baseline.q1_ms / point.q3_ms, baseline.q3_ms / point.q1_ms
-    return Gain(point, baseline, baseline.latency_ms / point.latency_ms, low, high)
+def _gain(point: Point) -> Gain | None:
+    speedup, low, high = point.speedup, point.speedup_low, point.speedup_high
+    if point.baseline_ms is None or speedup is None or low is None or high is None:
+        return None
+    return Gain(point, point.baseline_ms, speedup, low, high)

@@ -72,6 +72,18 @@ _POINT_AGGREGATES = {  # column: how rows of one line and length (repeated runs)
     "rms_error": "max",
     "rms_tolerance": "min",
     "dense_error": "max",
+    "baseline_ms": "median",
+    "speedup": "median",
+    "speedup_low": "min",
+    "speedup_high": "max",
+}
+
+_BASELINE_AGGREGATES = {  # how rows of the baseline become what other rows are compared with
+    "baseline_ms": ("latency_ms", "median"),
+    "baseline_q1_ms": ("latency_q1_ms", "min"),
+    "baseline_q3_ms": ("latency_q3_ms", "max"),
+    "baseline_samples": ("sample_count", "sum"),
+    "baseline_rows": ("latency_ms", "size"),
 }
 
 
@@ -102,20 +114,50 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     return plain
 
 
-def points(plain: pd.DataFrame) -> pd.DataFrame:
+def points(plain: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One record per line and length with a number: rows of repeated runs joined.
 
-    Medians of medians, the widest quartiles, the sum of samples, the largest memory and error;
-    ``rows`` counts what was joined. Only ``ok`` rows count: an output beyond its tolerance has no
-    speed.
+    Medians of medians and of speed-ups, the widest quartiles, the sum of samples, the largest
+    memory and error; ``rows`` and ``runs`` count what was joined, ``baseline_rows`` and
+    ``baseline_samples`` what the speed-up is over. Only ``ok`` rows count: an output beyond its
+    tolerance has no speed.
     """
-    return _aggregate(measured(plain), ["line", "length"])
+    place = ["line", "length"]
+    rows = with_speedups(measured(plain), baseline)
+    grouped = rows.groupby(place, sort=True)
+    result = grouped.agg(_POINT_AGGREGATES)
+    result["rows"], result["runs"] = grouped.size(), grouped["run_id"].nunique()
+    used = rows.drop_duplicates([*place, "baseline_run"]).groupby(place)
+    for name in ("baseline_rows", "baseline_samples"):
+        result[name] = used[name].sum()
+    return result.reset_index()
 
 
-def baseline_points(plain: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """``points`` of the baseline provider per facet, pass and length."""
-    rows = measured(plain)
-    return _aggregate(rows[rows["provider"] == baseline], ["facet", "pass", "length"])
+def with_speedups(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """``rows`` with their speed-up over the baseline and its range, NaN where there is none.
+
+    A row is compared with the baseline of its own run, and with that of all runs joined only where
+    its run has none (``baseline_run`` is "" then): a machine's speed drifts between runs.
+    ``speedup_low`` and ``speedup_high`` put the quartiles against each other, the least and the
+    most favourable way; a missing quartile counts as the median.
+    """
+    place = ["facet", "pass", "length"]
+    reference = rows[rows["provider"] == baseline]
+    own, pooled = (
+        rows[by].join(reference.groupby(by).agg(**_BASELINE_AGGREGATES), on=by)
+        for by in ([*place, "run_id"], place)
+    )
+    has_own = own["baseline_ms"].notna()
+    found = pd.concat([own[has_own], pooled[~has_own]]).sort_index()[list(_BASELINE_AGGREGATES)]
+    result = rows.join(found)
+    result["baseline_run"] = rows["run_id"].where(has_own, "")
+    own_ms, baseline_ms = result["latency_ms"], result["baseline_ms"]
+    result["speedup"] = baseline_ms / own_ms
+    for end, of_baseline, of_own in (("low", "q1", "q3"), ("high", "q3", "q1")):
+        above = _positive_or(result[f"baseline_{of_baseline}_ms"], baseline_ms)
+        below = _positive_or(result[f"latency_{of_own}_ms"], own_ms)
+        result[f"speedup_{end}"] = above / below
+    return result
 
 
 def measured(plain: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +222,5 @@ def _fill_where_unique(frame: pd.DataFrame, name: str, others: list[str]) -> pd.
     return frame[name].where(known, group.map(lambda number: found.get(number, "")))
 
 
-def _aggregate(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    grouped = rows.groupby(by, sort=True)
-    result = grouped.agg({**_POINT_AGGREGATES, "run_id": "size"})
-    return result.rename(columns={"run_id": "rows"}).reset_index()
+def _positive_or(values: pd.Series, others: pd.Series) -> pd.Series:
+    return values.where(values > 0, others)

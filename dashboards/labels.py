@@ -117,10 +117,11 @@ def machine_text(row: Mapping[str, Any]) -> str:
 
 
 def shape_text(row: Mapping[str, Any]) -> str:
-    """Heads and batch: ``64/4/128 heads, batch 1``."""
-    heads = "/".join(value_text(row[name]) or "?" for name in ("q_heads", "kv_heads", "head_dim"))
+    """Heads and batch: ``64/4 heads of 128, batch 1``."""
+    names = ("q_heads", "kv_heads", "head_dim")
+    queries, keys, width = (value_text(row[name]) or "?" for name in names)
     batch = value_text(row["batch"])
-    return f"{heads}{f', batch {batch}' if batch else ''}"
+    return f"{queries}/{keys} heads of {width}{f', batch {batch}' if batch else ''}"
 
 
 def facet_titles(firsts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -163,7 +164,8 @@ def commit_text(commit: str, dirty: str) -> str:
     """A commit in short, with a note of uncommitted changes."""
     if not commit:
         return "no commit"
-    return f"commit {label_text(commit)[:10]}{' + changes' if dirty == 'True' else ''}"
+    changes = {"True": " + changes", "False": ""}.get(dirty, " (changes unknown)")
+    return f"commit {label_text(commit)[:10]}{changes}"
 
 
 def value_text(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -24,6 +24,13 @@ class Point:
     q3_ms: float | None
     samples: int
     rows: int
+    runs: int
+    baseline_rows: int  # rows and samples that the speed-up is over
+    baseline_samples: int
+    baseline_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
     peak_memory_bytes: float | None = None
     arithmetic_intensity: float | None = None
     effective_tflops: float | None = None
@@ -69,6 +76,11 @@ class Line:
         return self.lists in ("exact", "hybrid", "shared")
 
     @property
+    def lengths(self) -> set[int]:
+        """Every length that has a row."""
+        return {point.seq_len for point in self.points} | {f.seq_len for f in self.failures}
+
+    @property
     def failed_lengths(self) -> dict[int, Failure]:
         """Failures at lengths without any ok row."""
         done = {point.seq_len for point in self.points}
@@ -82,14 +94,17 @@ class Panel:
     pass_: str
     baseline: str
     lines: tuple[Line, ...]
-    baseline_points: dict[int, Point] = field(default_factory=dict)
 
     @property
     def lengths(self) -> list[int]:
         """Every length that has a row, ascending."""
-        found = {p.seq_len for line in self.lines for p in line.points}
-        found |= {f.seq_len for line in self.lines for f in line.failures}
-        return sorted(found)
+        return sorted({seq_len for line in self.lines for seq_len in line.lengths})
+
+    @property
+    def baseline_lengths(self) -> set[int]:
+        """Lengths at which the baseline has a number."""
+        held = (line for line in self.lines if line.provider == self.baseline)
+        return {point.seq_len for line in held for point in line.points}
 
     @property
     def title(self) -> str:
@@ -105,12 +120,22 @@ class Facet:
     rows: pd.DataFrame
     panels: tuple[Panel, ...]
 
+    @property
+    def suite(self) -> str:
+        """What was measured: ``attention`` or ``layer``."""
+        return str(self.rows["suite"].iloc[0])
+
 
 def pass_text(pass_: str) -> str:
     """``forward_backward`` as ``Forward + backward``; other passes with a capital."""
     words = {"forward_backward": "forward + backward", "train_step": "train step"}
     text = words.get(pass_, label_text(pass_)) or "pass not recorded"
     return text[0].upper() + text[1:]
+
+
+def runs_text(point: Point) -> str:
+    """A note where rows of several runs make one point; else empty."""
+    return f" [{point.runs} runs]" if point.runs > 1 else ""
 
 
 def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
@@ -123,8 +148,7 @@ def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
     for first in plain[columns].drop_duplicates("line").to_dict("records"):
         records[first["facet"]].append({str(name): value for name, value in first.items()})
     styles = _styles([record for held in records.values() for record in held])
-    joined = _points_by(frames.points(plain), ["line"])
-    reference = _points_by(frames.baseline_points(plain, baseline), ["facet", "pass"])
+    joined = _points(frames.points(plain, baseline))
     failures = _failures(plain)
     facets = []
     for number, rows in plain.groupby("facet", sort=True):
@@ -141,17 +165,12 @@ def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
                     settings={name: record[name] for name in frames.LINE_COLUMNS},
                     label=labels[line],
                     style=styles[record["provider"], _variant(record)],
-                    points=tuple(joined.get((line,), ())),
+                    points=tuple(joined.get(line, ())),
                     failures=tuple(failures.get(line, ())),
                 )
             )
         panels = [
-            Panel(
-                pass_,
-                baseline,
-                tuple(by_pass[pass_]),
-                {point.seq_len: point for point in reference.get((number, pass_), ())},
-            )
+            Panel(pass_, baseline, tuple(by_pass[pass_]))
             for pass_ in sorted(by_pass, key=_pass_rank)
         ]
         facets.append(Facet(int(str(number)), rows, tuple(panels)))
@@ -182,11 +201,11 @@ def _styles(records: list[dict[str, Any]]) -> dict[tuple[str, tuple[str, ...]], 
     }
 
 
-def _points_by(records: pd.DataFrame, by: list[str]) -> dict[tuple[Any, ...], list[Point]]:
-    result: dict[tuple[Any, ...], list[Point]] = defaultdict(list)
+def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
+    result: dict[int, list[Point]] = defaultdict(list)
     for row in records.to_dict("records"):
         q1_ms, q3_ms = frames.number(row["latency_q1_ms"]), frames.number(row["latency_q3_ms"])
-        result[tuple(row[name] for name in by)].append(
+        result[row["line"]].append(
             Point(
                 seq_len=int(row["length"]),
                 latency_ms=float(row["latency_ms"]),
@@ -194,9 +213,16 @@ def _points_by(records: pd.DataFrame, by: list[str]) -> dict[tuple[Any, ...], li
                 q3_ms=q3_ms,
                 samples=int(row["sample_count"]),
                 rows=int(row["rows"]),
+                runs=int(row["runs"]),
+                baseline_rows=int(row["baseline_rows"]),
+                baseline_samples=int(row["baseline_samples"]),
                 **{
                     name: frames.number(row[name])
                     for name in (
+                        "baseline_ms",
+                        "speedup",
+                        "speedup_low",
+                        "speedup_high",
                         "peak_memory_bytes",
                         "arithmetic_intensity",
                         "effective_tflops",

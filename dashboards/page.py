@@ -156,7 +156,7 @@ def render(facets: Sequence[Facet], *, baseline: str, problems: Sequence[str], c
 def _facet_page(facet: Facet, title: str, baseline: str) -> FacetPage:
     key = f"f{facet.number}"
     drawn: list[go.Figure] = []
-    sections = tuple(_section(facet, view, drawn) for view in views(baseline))
+    sections = tuple(_section(facet, view, drawn) for view in views(baseline, facet.suite))
     details, left_out = failure_details(facet)
     return FacetPage(
         number=facet.number,

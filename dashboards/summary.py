@@ -6,12 +6,14 @@ pays, at which setting, by how much, at what error, where it does not, and on ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynbench.dashboards.compare import FOCUS, Comparison, best_by_lists
+from dynbench.dashboards.compare import FOCUS, Comparison, Gain, best_by_lists
 from dynbench.dashboards.frame import distinct
 from dynbench.dashboards.labels import lists_text, settings_text
 from dynbench.dashboards.model import Facet, Line, Panel
+from dynbench.dashboards.tables import NOT_MEASURED
 from dynbench.dashboards.text import (
     count_text,
     label_text,
@@ -32,7 +34,7 @@ class Answer:
     verdict: str
     figure: str  # the speed-up at the longest length, or empty
     figure_note: str
-    pays: bool
+    outcome: str  # "pays", "loses", or "ties" where there is no clear difference
     sentences: tuple[str, ...]
     label: str = ""
 
@@ -72,16 +74,20 @@ def answer(panel: Panel, comparison: Comparison) -> Answer:
     line, last = comparison.line, comparison.gains[-1]
     baseline = label_text(panel.baseline)
     pays_from = comparison.pays_from
-    if pays_from is None:
-        verdict = "Does not pay at the longest length"
-    elif not comparison.losses:
+    if last.sign == 0:
+        outcome, verdict = "ties", "No clear difference at the longest length compared"
+    elif pays_from is None:
+        outcome, verdict = "loses", "Does not pay at the longest length compared"
+    elif _pays_everywhere(comparison):
+        outcome = "pays"
         verdict = f"Pays at every length compared, from {length_text(pays_from)}"
     else:
-        verdict = f"Pays from {length_text(pays_from)}"
+        outcome, verdict = "pays", f"Pays from {length_text(pays_from)}"
     sentences = [
         _sparsity_sentence(line, last.seq_len, last.point.sparsity),
         _error_sentence(comparison),
-        _loss_sentence(comparison),
+        _gains_sentence("It does not pay at", comparison.losses),
+        _gains_sentence("No clear difference (quartiles overlap) at", comparison.ties),
         _alone_sentence(panel, line, baseline),
         _failure_sentence(panel, line),
         _evidence_sentence(comparison, baseline),
@@ -98,7 +104,7 @@ def answer(panel: Panel, comparison: Comparison) -> Answer:
         verdict=verdict,
         figure=times_text(last.speedup),
         figure_note=_speed_note(comparison, baseline),
-        pays=pays_from is not None,
+        outcome=outcome,
         sentences=tuple(sentence for sentence in sentences if sentence),
         label=line.label,
     )
@@ -121,19 +127,24 @@ def _headline(panel: Panel, best: Comparison) -> str:
     line, baseline = best.line, label_text(panel.baseline)
     name = f"{label_text(line.provider)} ({lists_text(line.settings) or 'lists not recorded'})"
     at = f"{length_text(last.seq_len)} tokens"
+    speed = f"{times_text(last.speedup)} its speed at {at}, {panel.title.lower()}"
+    if last.sign == 0:
+        return f"{name} shows no clear difference from {baseline}: {speed}"
     if best.pays_from is None:
-        ratio = times_text(last.speedup)
-        speed = f"{ratio} its speed at {at}, {panel.title.lower()}"
         return f"{name} does not pay against {baseline}: {speed}"
     where = (
-        f"from {length_text(best.pays_from)} tokens on"
-        if best.losses
-        else "at every length compared"
+        "at every length compared"
+        if _pays_everywhere(best)
+        else f"from {length_text(best.pays_from)} tokens on"
     )
     return (
         f"{name} pays against {baseline} {where}: {times_text(last.speedup)} as fast at {at}, "
         f"{panel.title.lower()}"
     )
+
+
+def _pays_everywhere(comparison: Comparison) -> bool:
+    return all(gain.sign > 0 for gain in comparison.gains)
 
 
 def _headline_without(facet: Facet) -> str:
@@ -153,7 +164,7 @@ def _headline_without(facet: Facet) -> str:
 def _why_nothing(panel: Panel) -> list[str]:
     focus = [line for line in panel.lines if line.base == FOCUS]
     baseline = label_text(panel.baseline)
-    if not panel.baseline_points:
+    if not panel.baseline_lengths:
         rows = [line for line in panel.lines if line.provider == panel.baseline]
         if rows:
             return [f"{panel.title}: {baseline} has rows, but none is ok, so there is no speed-up."]
@@ -171,7 +182,7 @@ def _counts_text(counts: dict[str, int]) -> str:
 
 def _speed_note(comparison: Comparison, baseline: str) -> str:
     last = comparison.gains[-1]
-    times = f"{time_text(last.point.latency_ms)} against {time_text(last.baseline.latency_ms)}"
+    times = f"{time_text(last.point.latency_ms)} against {time_text(last.baseline_ms)}"
     return f"the speed of {baseline} at {length_text(last.seq_len)} tokens: {times}"
 
 
@@ -208,11 +219,9 @@ def _error_sentence(comparison: Comparison) -> str:
     return f"{sentence}."
 
 
-def _loss_sentence(comparison: Comparison) -> str:
-    if not comparison.losses:
-        return ""
-    parts = [f"{length_text(g.seq_len)} ({times_text(g.speedup)})" for g in comparison.losses]
-    return f"It does not pay at {listing(parts)}."
+def _gains_sentence(words: str, gains: Sequence[Gain]) -> str:
+    parts = [f"{length_text(gain.seq_len)} ({times_text(gain.speedup)})" for gain in gains]
+    return f"{words} {listing(parts)}." if parts else ""
 
 
 def _alone_sentence(panel: Panel, line: Line, baseline: str) -> str:
@@ -222,7 +231,7 @@ def _alone_sentence(panel: Panel, line: Line, baseline: str) -> str:
         for other in panel.lines
         if other.provider == panel.baseline
         for seq_len, failure in other.failed_lengths.items()
-        if seq_len not in panel.baseline_points
+        if seq_len not in panel.baseline_lengths
     }
     alone = [
         f"{length_text(p.seq_len)} ({baseline}: {label_text(failures[p.seq_len])}; "
@@ -234,10 +243,9 @@ def _alone_sentence(panel: Panel, line: Line, baseline: str) -> str:
 
 
 def _failure_sentence(panel: Panel, line: Line) -> str:
-    parts = [
-        f"{length_text(seq_len)} ({label_text(failure.status)})"
-        for seq_len, failure in sorted(line.failed_lengths.items())
-    ]
+    statuses = {s: label_text(failure.status) for s, failure in line.failed_lengths.items()}
+    statuses |= dict.fromkeys(set(panel.lengths) - line.lengths, NOT_MEASURED)
+    parts = [f"{length_text(seq_len)} ({status})" for seq_len, status in sorted(statuses.items())]
     return f"It has no number at {listing(parts)}." if parts else ""
 
 

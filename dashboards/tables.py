@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from dynbench.dashboards.compare import comparisons
+from dynbench.dashboards.compare import Comparison, Gain, comparisons
 from dynbench.dashboards.frame import number
-from dynbench.dashboards.model import Facet, Failure, Line, Point
+from dynbench.dashboards.model import Facet, Failure, Line, Point, runs_text
 from dynbench.dashboards.text import (
     cell_text,
     command_text,
@@ -29,6 +29,8 @@ from dynbench.dashboards.text import (
 
 WIDE_LENGTHS = 12
 """With more lengths than this a table has one row per length instead of one column."""
+
+NOT_MEASURED = "not measured"
 
 _DETAILS_SHOWN = 40
 _DETAILS_CHARS = 4000
@@ -83,6 +85,8 @@ def figure_table(
 ) -> Table | None:
     """The numbers of a figure: a row per line, a column per length; a failure stands in its cell.
 
+    A cell says so where a line has no row at all; it is empty where rows have not this number.
+
     Lines that have points, but an empty ``cell`` for each, are left out; None without any line.
     With many lengths the table is long: one row per line and length.
     """
@@ -97,7 +101,8 @@ def figure_table(
     if len(lengths) <= WIDE_LENGTHS:
         columns = ("line", *(length_text(seq_len) for seq_len in lengths))
         groups = [
-            Group(line.label, (tuple(cells.get(s, "") for s in lengths),)) for line, cells in filled
+            Group(line.label, (tuple(cells.get(s, NOT_MEASURED) for s in lengths),))
+            for line, cells in filled
         ]
         return Table(f"{caption}, by sequence length in tokens", columns, tuple(groups))
     groups = [
@@ -114,16 +119,15 @@ def overview_table(facet: Facet) -> Table | None:
         rows = []
         for comparison in comparisons(panel):
             last, worst = comparison.gains[-1], comparison.largest_error
-            pays = comparison.pays_from
-            lost = ", ".join(length_text(gain.seq_len) for gain in comparison.losses)
             rows.append(
                 (
                     comparison.line.label,
-                    length_text(pays) if pays else "does not",
+                    _pays_text(comparison),
                     ", ".join(near_length_text(c) for c in comparison.crossings),
-                    lost or "nowhere",
+                    _lengths_text(comparison.losses),
+                    _lengths_text(comparison.ties),
                     f"{times_text(last.speedup)} at {length_text(last.seq_len)}",
-                    f"{times_text(comparison.geometric_mean)} (n = {len(comparison.gains)})",
+                    _mean_text(comparison),
                     percent_text(last.point.sparsity),
                     plain_text(worst.rms_error) if worst else "",
                     str(comparison.cases),
@@ -140,10 +144,11 @@ def overview_table(facet: Facet) -> Table | None:
         "line",
         "pays from",
         "crosses near",
-        "does not pay at",
-        "at the longest length",
+        "slower at",
+        "no difference at",
+        "at the longest length compared",
         "geometric mean",
-        "pairs left out",
+        "pairs left out there",
         "largest RMS error",
         "cases",
         "samples",
@@ -208,8 +213,25 @@ def status_text(failure: Failure) -> str:
     return label_text(failure.status) or "no status"
 
 
+def _pays_text(comparison: Comparison) -> str:
+    if comparison.pays_from is not None:
+        return length_text(comparison.pays_from)
+    return "does not" if comparison.gains[-1].sign else "no difference"
+
+
+def _lengths_text(gains: Iterable[Gain]) -> str:
+    return ", ".join(length_text(gain.seq_len) for gain in gains) or "nowhere"
+
+
+def _mean_text(comparison: Comparison) -> str:
+    first, last = (length_text(comparison.gains[place].seq_len) for place in (0, -1))
+    span = first if first == last else f"{first}–{last}"
+    return f"{times_text(comparison.geometric_mean)} (n = {len(comparison.gains)}, {span})"
+
+
 def _cells(line: Line, cell: CellOf, failure: Callable[[Failure], str]) -> dict[int, str]:
-    cells = {point.seq_len: cell(line, point) for point in line.points}
+    texts = ((point, cell(line, point)) for point in line.points)
+    cells = {point.seq_len: text and f"{text}{runs_text(point)}" for point, text in texts}
     return cells | {seq_len: failure(f) for seq_len, f in line.failed_lengths.items()}
 
 

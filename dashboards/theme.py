@@ -40,12 +40,18 @@ SWAPS = {
 """Palette colours that the page replaces in one theme, where they could not be seen."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hexagon", "hourglass")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hourglass")
 
 PAGE_COLOURS = {
     "light": {"ink": "#17202B", "muted": "#5B6776", "grid": "#E3E7EC", "axis": "#B9C1CB"},
     "dark": {"ink": "#E8ECF1", "muted": "#9AA6B4", "grid": "#2A323D", "axis": "#465160"},
 }
+MAP_COLOURS = {
+    "light": ("#F2A36E", "#F1F3F5", "#7DBBE6"),
+    "dark": ("#9C4700", "#29313B", "#1B5F94"),
+}
+"""Slower, equal, faster: pale (dark) enough for the theme's ink on each of them."""
+
 MUTED = "#7C8794"
 """Reference lines and notes: readable on both backgrounds."""
 
@@ -78,7 +84,7 @@ def style_of(provider: str, variant: int) -> Style:
     """The style of the ``variant``-th variant (from 0) of a provider's base name.
 
     The marker starts at another place for each base name; dash and marker advance together, and
-    since their counts differ 24 variants pass before a pair comes again.
+    since their counts share no factor all 42 pairs pass before one comes again.
     """
     base = base_name(provider)
     first = list(_KNOWN).index(base) if base in _KNOWN else _digest(base)
@@ -98,8 +104,6 @@ def translucent(colour: str, alpha: float) -> str:
 def template(theme: str) -> go.layout.Template:
     """Plotly's template for ``light`` or ``dark``."""
     colours = PAGE_COLOURS[theme]
-    middle = "#F1F3F5" if theme == "light" else "#29313B"
-    faster = "#0072B2" if theme == "light" else "#3B9BDC"
     axis = {
         "gridcolor": colours["grid"],
         "linecolor": colours["axis"],
@@ -131,7 +135,8 @@ def template(theme: str) -> go.layout.Template:
         data={
             "heatmap": [
                 {
-                    "colorscale": [[0, OKABE_ITO["vermillion"]], [0.5, middle], [1, faster]],
+                    "colorscale": [[i / 2, colour] for i, colour in enumerate(MAP_COLOURS[theme])],
+                    "textfont": {"color": colours["ink"]},
                     "colorbar": {"outlinewidth": 0, "tickfont": {"size": 12}},
                 }
             ]

@@ -44,9 +44,14 @@ class View:
         )
 
 
-def views(baseline: str) -> tuple[View, ...]:
-    """All views, in the order of the page."""
-    return (*_speed_views(label_text(baseline)), *_work_views(), *_quality_views())
+def views(baseline: str, suite: str = "attention") -> tuple[View, ...]:
+    """The views of a suite, in the order of the page.
+
+    A layer has no dense-equivalent rate: its dense work includes the provider's own projections, so
+    that it is another number for each provider.
+    """
+    work = [view for view in _work_views() if (view.key, suite) != ("dense-equivalent", "layer")]
+    return (*_speed_views(label_text(baseline)), *work, *_quality_views())
 
 
 def _speed_views(name: str) -> tuple[View, ...]:
@@ -65,7 +70,8 @@ def _speed_views(name: str) -> tuple[View, ...]:
             "speedup",
             f"Speed-up over {name}",
             "Higher is better.",
-            f"Latency of {name} over that of the line; above 1 it pays. A ring marks where a line "
+            f"Latency of {name} in the same run over that of the line: above 1 it pays, but faster "
+            "or slower only where the quartile ranges do not overlap. A ring marks where a line "
             "crosses 1.",
             "times as fast",
             lambda facet, panel: speedup.speedup_figure(panel),
@@ -75,7 +81,7 @@ def _speed_views(name: str) -> tuple[View, ...]:
             "heatmap",
             f"Sparsity by length, speed-up over {name}",
             "Higher, that is bluer, is better.",
-            f"Blue is faster than {name}, red slower. Exact and hybrid lists have rows of their "
+            f"Blue is faster than {name}, orange slower. Exact and hybrid lists have rows of their "
             "own.",
             "times as fast",
             lambda facet, panel: heatmap.heatmap_figure(panel),
@@ -110,8 +116,8 @@ def _work_views() -> tuple[View, ...]:
             "roofline",
             "Roofline",
             "Closer to the roof is better.",
-            "Every point is one length. The roof is what this machine reached in this run, no data "
-            "sheet's.",
+            "Every point is one length. The roof is what this machine reached in these runs, no "
+            "data sheet's.",
             "effective TFLOP/s at FLOP/byte, and share of the roofline",
             lambda facet, panel: roofline.roofline_figure(panel, ceilings(facet)),
             lambda panel, line, point: roofline.roofline_cell(line, point),
@@ -125,7 +131,8 @@ def _quality_views() -> tuple[View, ...]:
             "memory",
             "Peak memory",
             "Lower is better.",
-            "Allocated above the inputs during one call. Crosses are cases that ran out of memory.",
+            "Allocated above the inputs during one call; on a CPU it is resident memory. Crosses "
+            "are cases that ran out of memory.",
             "peak memory above the inputs",
             lambda facet, panel: memory.memory_figure(panel),
             lambda panel, line, point: memory.memory_cell(line, point),

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dynbench.dashboards.labels import lists_text
-from dynbench.dashboards.model import Line, Panel, Point
+from dynbench.dashboards.model import Line, Panel, Point, runs_text
 from dynbench.dashboards.text import label_text, length_text, plain_text, plot_text
 from dynbench.dashboards.theme import MUTED, Style
 
@@ -83,7 +83,8 @@ def path_of(series: Series, value: ValueOf, text: TextOf, x: ValueOf | None = No
         for point, y in shown:
             path.x.append(point.seq_len if x is None else _positive(x(line, point)))
             path.y.append(y)
-            path.hover.append(hover_text(line.label, point.seq_len, text(line, point)))
+            shown_text = f"{text(line, point)}{runs_text(point)}"
+            path.hover.append(hover_text(line.label, point.seq_len, shown_text))
     return path
 
 
@@ -165,6 +166,7 @@ def finished(
         "y": 0,
         "yanchor": "bottom",
         "tracegroupgap": 0,
+        "itemwidth": 52,  # wide enough to tell the dashes apart
     }
     return figure_of(
         traces,

@@ -94,13 +94,13 @@ def _tolerance_traces(lines: list[Line], lengths: list[int]) -> list[Trace]:
         return []
     low, high = (10**power for power in length_ticks(lengths)["range"])
     if len(tolerances) == 1:
-        shown = [(f"tolerance {plain_text(tolerances[0])}", tolerances[0])]
+        shown = [(f"tolerance {plain_text(tolerances[0])}", tolerances[0], "dash")]
     else:
         shown = [
-            (f"smallest tolerance {plain_text(tolerances[0])}", tolerances[0]),
-            (f"largest tolerance {plain_text(tolerances[-1])}", tolerances[-1]),
+            (f"smallest tolerance {plain_text(tolerances[0])}", tolerances[0], "dot"),
+            (f"largest tolerance {plain_text(tolerances[-1])}", tolerances[-1], "dash"),
         ]
-    return [reference_line(text, [low, high], [value, value]) for text, value in shown]
+    return [reference_line(text, [low, high], [value, value], dash) for text, value, dash in shown]
 
 
 def _rms_error(line: Line, point: Point) -> float | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.figures.common import figure_of, hover_text
-from dynbench.dashboards.figures.speedup import speedup_at, speedup_text
+from dynbench.dashboards.figures.common import Trace, figure_of, hover_text
+from dynbench.dashboards.figures.speedup import speedup_text
 from dynbench.dashboards.labels import settings_text
-from dynbench.dashboards.model import Line, Panel
+from dynbench.dashboards.model import Line, Panel, runs_text
+from dynbench.dashboards.tables import NOT_MEASURED
 from dynbench.dashboards.text import (
     label_text,
     length_text,
@@ -27,29 +28,36 @@ MAX_NAMED_ROWS = 40
 MAX_TEXTS = 400
 """Beyond this many cells the numbers are left to hover and table."""
 
+_NARROW = {
+    "out_of_memory": "no<br>memory",
+    "unsupported": "un-<br>supported",
+    "unavailable": "un-<br>available",
+    NOT_MEASURED: "not<br>measured",
+}
+
 
 def heatmap_lines(panel: Panel) -> list[Line]:
-    """Sparse lines that share a length with the baseline."""
+    """Sparse lines with a speed-up, and those that failed at every length: the table's."""
     return [
         line
         for line in panel.lines
-        if line.is_sparse and any(p.seq_len in panel.baseline_points for p in line.points)
+        if line.is_sparse and (not line.points or any(p.speedup for p in line.points))
     ]
 
 
 def heatmap_figure(panel: Panel) -> go.Figure | None:
-    """A row per provider, list kind and sparsity setting, a column per length; None without rows.
+    """A row per provider, list kind and sparsity setting, a column per length; None without any
+    speed-up.
 
     The colour is the logarithm of the speed-up, centred on 1; the setting stands at the row, the
     sparsity measured in the hover text.
     """
     lines = heatmap_lines(panel)
-    if not lines:
+    if not any(line.points for line in lines):
         return None
-    lengths = sorted(
-        {p.seq_len for line in lines for p in line.points} & set(panel.baseline_points)
-    )
-    rows = [_row(panel, line, lengths) for line in lines]
+    lengths = sorted({seq_len for line in lines for seq_len in line.lengths})
+    rows = [_row(line, lengths) for line in lines]
+    written = len(rows) * len(lengths) <= MAX_TEXTS
     extent = max((abs(z) for row in rows for z in row[0] if z is not None), default=1.0) or 1.0
     heat = {
         "type": "heatmap",
@@ -65,11 +73,11 @@ def heatmap_figure(panel: Panel) -> go.Figure | None:
         "ygap": 2,
         "colorbar": _colorbar(extent),
     }
-    if len(rows) * len(lengths) <= MAX_TEXTS:
+    if written:
         heat |= {"text": [row[1] for row in rows], "texttemplate": "%{text}"}
     named = list(range(0, len(lines), math.ceil(len(lines) / MAX_NAMED_ROWS)))
     return figure_of(
-        [heat],
+        [heat, _empty_cells(heat, lines, lengths)] if written else [heat],
         height=130 + ROW_HEIGHT_PX * min(max(3, len(lines)), MAX_NAMED_ROWS),
         margin={"l": 16, "r": 16, "t": 12, "b": 56},
         meta={"entries": []},
@@ -80,39 +88,47 @@ def heatmap_figure(panel: Panel) -> go.Figure | None:
             "autorange": "reversed",
             "showgrid": False,
         },
-        annotations=[
-            {
-                "x": lengths.index(seq_len),
-                "y": row,
-                "text": _short(failure.status),
-                "showarrow": False,
-            }
-            for row, line in enumerate(lines)
-            for seq_len, failure in line.failed_lengths.items()
-            if seq_len in lengths
-        ],
     )
 
 
-def _row(
-    panel: Panel, line: Line, lengths: list[int]
-) -> tuple[list[float | None], list[str], list[str]]:
+def _empty_cells(heat: Trace, lines: list[Line], lengths: list[int]) -> Trace:
+    """Why a cell has no colour: how the case failed, or that there was none.
+
+    A map without colour of its own, since plotly fits the text of a map to its cells.
+    """
+    words = []
+    for line in lines:
+        in_row = dict.fromkeys(set(lengths) - line.lengths, _short(NOT_MEASURED))
+        in_row |= {s: _short(failure.status) for s, failure in line.failed_lengths.items()}
+        words.append([in_row.get(seq_len, "") for seq_len in lengths])
+    return {
+        **{name: heat[name] for name in ("type", "x", "y", "xgap", "ygap")},
+        "z": [[0 if word else None for word in in_row] for in_row in words],
+        "text": words,
+        "texttemplate": "%{text}",
+        "hoverinfo": "skip",
+        "colorscale": [[0, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0)"]],
+        "showscale": False,
+    }
+
+
+def _row(line: Line, lengths: list[int]) -> tuple[list[float | None], list[str], list[str]]:
     at = {point.seq_len: point for point in line.points}
     z: list[float | None] = []
     texts, hovers = [], []
     for seq_len in lengths:
         point = at.get(seq_len)
-        speedup = speedup_at(panel, point) if point else None
-        if point is None or speedup is None:
+        if point is None or point.speedup is None:
             z.append(None)
             texts.append("")
             hovers.append("")
             continue
-        z.append(round(math.log2(speedup), 4))
-        texts.append(times_text(speedup))
+        z.append(round(math.log2(point.speedup), 4))
+        texts.append(times_text(point.speedup))
         measured = percent_text(point.sparsity)
         left_out = f"; {measured} of the pairs left out" if measured else ""
-        hovers.append(hover_text(line.label, seq_len, speedup_text(panel, point) + left_out))
+        text = f"{speedup_text(point)}{left_out}{runs_text(point)}"
+        hovers.append(hover_text(line.label, seq_len, text))
     return z, texts, hovers
 
 
@@ -124,7 +140,8 @@ def _row_name(line: Line) -> str:
 
 
 def _short(status: str) -> str:
-    return plot_text({"out_of_memory": "no memory"}.get(status, label_text(status)))
+    """A status as text for a narrow cell."""
+    return _NARROW.get(status, plot_text(label_text(status)))
 
 
 def _colorbar(extent: float) -> dict[str, Any]:

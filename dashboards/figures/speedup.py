@@ -28,22 +28,18 @@ from dynbench.dashboards.theme import MUTED
 def speedup_figure(panel: Panel) -> go.Figure | None:
     """Speed-up over length, both logarithmic; None where nothing can be compared."""
     lines = [
-        line
-        for line in panel.lines
-        if line.provider != panel.baseline and compare(panel, line).gains
+        line for line in panel.lines if line.provider != panel.baseline and compare(line).gains
     ]
     if not lines:
         return None
     baseline = label_text(panel.baseline)
-    lengths = [seq_len for seq_len in panel.lengths if seq_len in panel.baseline_points]
+    lengths = [seq_len for seq_len in panel.lengths if seq_len in panel.baseline_lengths]
     low, high = (10**power for power in length_ticks(lengths)["range"])
     traces = [reference_line(f"{baseline} = 1", [low, high], [1.0, 1.0], "solid")]
     crossings = []
     for series in series_of(lines):
         path = path_of(
-            series,
-            lambda line, point: speedup_at(panel, point),
-            lambda line, point: speedup_text(panel, point),
+            series, lambda line, point: point.speedup, lambda line, point: speedup_text(point)
         )
         traces.append(line_trace(series, path))
         crossings += _crossing_traces(panel, series)
@@ -58,31 +54,23 @@ def speedup_figure(panel: Panel) -> go.Figure | None:
     )
 
 
-def speedup_at(panel: Panel, point: Point) -> float | None:
-    """How many times as fast as the baseline; None where the baseline has no number."""
-    reference = panel.baseline_points.get(point.seq_len)
-    return reference.latency_ms / point.latency_ms if reference else None
-
-
-def speedup_text(panel: Panel, point: Point) -> str:
-    """The speed-up with both times."""
-    reference = panel.baseline_points.get(point.seq_len)
-    if reference is None:
+def speedup_text(point: Point) -> str:
+    """The speed-up with both times and its range; empty where the baseline has no number."""
+    if point.speedup is None:
         return ""
-    ratio = times_text(reference.latency_ms / point.latency_ms)
-    return f"{ratio} ({time_text(point.latency_ms)} against {time_text(reference.latency_ms)})"
+    times = f"{time_text(point.latency_ms)} against {time_text(point.baseline_ms)}"
+    low, high = times_text(point.speedup_low), times_text(point.speedup_high)
+    return f"{times_text(point.speedup)} ({times}; quartiles {low} to {high})"
 
 
 def speedup_cell(panel: Panel, line: Line, point: Point) -> str:
     """The speed-up of a line other than the baseline."""
-    return "" if line.provider == panel.baseline else times_text(speedup_at(panel, point))
+    return "" if line.provider == panel.baseline else times_text(point.speedup)
 
 
 def _crossing_traces(panel: Panel, series: Series) -> list[Trace]:
     """Rings where the lines of a series cross the baseline, in one trace; none where none does."""
-    found = [
-        (line, crossing) for line in series.lines for crossing in compare(panel, line).crossings
-    ]
+    found = [(line, crossing) for line in series.lines for crossing in compare(line).crossings]
     baseline = plot_text(label_text(panel.baseline))
     hover = [
         f"<b>{plot_text(line.label)}</b><br>"

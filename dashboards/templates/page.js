@@ -65,7 +65,7 @@
     let rows = layout.meta.entries.length ? 1 : 0;
     let usedPx = 0;
     for (const characters of layout.meta.entries) {
-      const entryPx = 52 + 6.8 * characters;
+      const entryPx = 74 + 6.8 * characters;
       if (usedPx && usedPx + entryPx > widthPx - 24) { rows += 1; usedPx = 0; }
       usedPx += entryPx;
     }
@@ -78,14 +78,16 @@
   const shown = () => facets.find((facet) => !facet.hidden);
   const plots = (facet) => (facet ? [...facet.querySelectorAll(".plot")] : []);
 
-  const drawOne = (plot, figures, name, widthPx) => {
+  const drawOne = async (plot, figures, name, widthPx) => {
     const { data, layout } = figures[Number(plot.dataset.figure)];
     const roomPx = widthPx ?? plot.clientWidth;
     const sized = fitted(layout, roomPx, name);
-    for (const trace of data) if (trace.type === "heatmap") trace.showscale = roomPx >= 480;
+    for (const trace of data) if (trace.colorbar) trace.showscale = roomPx >= 480;
     if (widthPx) sized.width = widthPx;
     plot.dataset.entryWidth = plot.clientWidth;
-    return window.Plotly.react(plot, data, sized, config);
+    await window.Plotly.react(plot, data, sized, config);
+    // Zooming needs a pointer, and the numbers stand in the table: no stop for the tab key.
+    for (const button of plot.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
   };
 
   const draw = async (target) => {

@@ -151,6 +151,36 @@ def test_details_scroll_areas_and_links_take_the_focus(show, cpu_frame: pd.DataF
     assert page.evaluate("document.activeElement.className") == "scroll"
 
 
+def test_the_charts_buttons_are_no_stops_of_the_tab_key(show, cpu_frame: pd.DataFrame) -> None:
+    page = show(cpu_frame)
+    stops = page.evaluate(
+        """() => [...document.querySelectorAll('.facet:not([hidden]) .plot *')]
+            .filter((element) => element.tabIndex >= 0).length"""
+    )
+    assert page.locator(".modebar-btn").count() > 0
+    assert stops == 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_heat_maps_numbers_have_one_ink(show, cpu_frame: pd.DataFrame, theme: str) -> None:
+    page = show(cpu_frame, color_scheme=theme)
+    inks = page.evaluate(
+        """() => [...document.querySelectorAll('.heatmap-label text')]
+            .map((text) => getComputedStyle(text).fill)"""
+    )
+    expected = {"light": "rgb(23, 32, 43)", "dark": "rgb(232, 236, 241)"}
+    assert set(inks) == {expected[theme]}
+
+
+def test_the_legend_shows_the_dashes(show, cpu_frame: pd.DataFrame) -> None:
+    page = show(cpu_frame)
+    widths = page.evaluate(
+        """() => [...document.querySelectorAll('.legendlines path')]
+            .map((path) => path.getBoundingClientRect().width)"""
+    )
+    assert min(widths) >= 44
+
+
 def test_hostile_strings_are_shown_and_do_nothing(show, row: Build) -> None:
     bad = (
         "<img src=http://evil/x onerror='window.hacked=1'></script><script>window.hacked=1</script>"

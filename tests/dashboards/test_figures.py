@@ -14,6 +14,7 @@ from dynbench.dashboards.model import Facet, Panel, build_facets
 from dynbench.dashboards.views import ceilings, views
 
 Build = Callable[..., dict]
+VIEWS = {view.key: view for view in views("sdpa")}
 
 
 def panel_of(frame: pd.DataFrame, baseline: str = "sdpa") -> Panel:
@@ -126,9 +127,61 @@ def test_heat_map_holds_logarithms_of_speedups(gpu_facet: Facet) -> None:
     lines = heatmap.heatmap_lines(panel)
     assert len(heat.z) == len(lines) == 6
     for row_, line in zip(heat.z, lines, strict=True):
-        expected = [math.log2(speedup.speedup_at(panel, point)) for point in line.points]
+        expected = [math.log2(point.baseline_ms / point.latency_ms) for point in line.points]
         assert list(row_) == pytest.approx(expected, abs=1e-3)
     assert heat.zmin == -heat.zmax
+
+
+def test_heat_map_keeps_what_failed_and_names_what_is_missing(row: Build) -> None:
+    """A line that failed at its only length, a length that only it has, a length left out."""
+    rows = [
+        *(row("gpu", provider, 8192) for provider in ("sdpa", "nsa", "dynnsiha")),
+        *(row("gpu", provider, 16384) for provider in ("sdpa", "nsa")),
+        row("gpu", "dynnsiha", 32768, target_sparsity=0.9, status="unsupported", reason="0.86"),
+    ]
+    panel = panel_of(pd.DataFrame(rows))
+    figure = heatmap.heatmap_figure(panel)
+    heat, empty = figure.data
+    assert list(heat.x) == list(empty.x) == ["8k", "16k", "32k"]
+    none = "not<br>measured"
+    assert [list(words) for words in empty.text] == [
+        ["", "", none],
+        ["", none, none],
+        [none, none, "un-<br>supported"],
+    ]
+    for numbers, words in zip(heat.z, empty.text, strict=True):
+        assert [z is None for z in numbers] == [bool(word) for word in words]
+    table = VIEWS["heatmap"].table(panel)
+    assert table.columns[1:] == heat.x
+    assert len(table.groups) == len(heat.z)
+
+
+def test_joined_runs_are_named_in_hover_and_table(row: Build) -> None:
+    rows = [
+        row("gpu", provider, 8192, run_id=run)
+        for provider, run in (("sdpa", "a"), ("nsa", "a"), ("nsa", "b"))
+    ]
+    facet = build_facets(pd.DataFrame(rows), "sdpa")[0]
+    for key in ("latency", "speedup", "heatmap", "memory"):
+        figure, table = VIEWS[key].draw(facet, facet.panels[0]), VIEWS[key].table(facet.panels[0])
+        texts = str([trace.hovertext for trace in figure.data if trace.hovertext is not None])
+        assert texts.count("[2 runs]") == 1
+        cells = {group.header: group.rows[0][0] for group in table.groups}
+        assert cells["nsa"].endswith("[2 runs]")
+        assert not cells.get("sdpa", "").endswith("runs]")
+
+
+def test_two_tolerances_look_different(row: Build) -> None:
+    rows = [row("gpu", "sdpa", 8192, rms_tolerance=0.005), row("gpu", "nsa", 8192, rms_tolerance=1)]
+    traces = error.error_figure(panel_of(pd.DataFrame(rows))).data
+    dashes = [trace.line.dash for trace in traces if "tolerance" in trace.name]
+    assert len(set(dashes)) == len(dashes) == 2
+
+
+def test_a_layer_has_no_dense_equivalent_rate(row: Build) -> None:
+    keys = {suite: {view.key for view in views("sdpa", suite)} for suite in ("attention", "layer")}
+    assert keys["attention"] - keys["layer"] == {"dense-equivalent"}
+    assert "effective" in keys["layer"]
 
 
 def test_heat_map_stays_on_the_screen(row: Build) -> None:

@@ -91,10 +91,11 @@ def test_repeated_rows_become_one_point(row: Build) -> None:
             latency_q3_ms=ms + 1, sample_count=10, rms_error=ms / 1e4)
         for i, ms in enumerate((10.0, 30.0, 20.0))
     ]  # fmt: skip
-    point = frames.points(frames.prepare(pd.DataFrame(rows))).iloc[0]
+    point = frames.points(frames.prepare(pd.DataFrame(rows)), "sdpa").iloc[0]
     assert point["latency_ms"] == 20
     assert (point["latency_q1_ms"], point["latency_q3_ms"]) == (9, 31)
-    assert (point["sample_count"], point["rows"]) == (30, 3)
+    assert (point["sample_count"], point["rows"], point["runs"]) == (30, 3, 3)
+    assert pd.isna(point["speedup"])
     assert point["rms_error"] == pytest.approx(0.003)
 
 

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from dynbench.dashboards.labels import facet_titles, settings_text
+from dynbench.dashboards.labels import commit_text, facet_titles, settings_text
 from dynbench.dashboards.model import build_facets
 
 Build = Callable[..., dict]
@@ -45,6 +45,16 @@ def test_facet_titles_name_what_tells_them_apart(row: Build) -> None:
     assert len(set(titles)) == 3
     assert "commit 0000000000" in titles[1]
     assert "commit" not in titles[2]
+    assert "64/4 heads of 128, batch 1" in titles[2]
+
+
+def test_a_commit_says_whether_there_were_changes() -> None:
+    texts = [commit_text("4f2a9c81d03be7756a1f", dirty) for dirty in ("False", "True", "")]
+    assert texts == [
+        "commit 4f2a9c81d0",
+        "commit 4f2a9c81d0 + changes",
+        "commit 4f2a9c81d0 (changes unknown)",
+    ]
 
 
 def test_settings_in_words(row: Build) -> None:

@@ -99,7 +99,7 @@ def test_every_figure_has_a_name_and_a_table(gpu_frame: pd.DataFrame, tmp_path: 
     assert len(plots) == 18 == len(figures_in(html)[0])
     ids = {attrs.get("id") for _, attrs in page.tags}
     for plot in plots:
-        assert plot["role"] == "img"
+        assert plot["role"] == "group", "an image may hold nothing that takes the focus"
         assert (plot["aria-label"] or "").startswith("Chart: ")
         assert f"{plot['id']}-table-caption" in ids
     given = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
@@ -198,10 +198,29 @@ def test_the_file_is_replaced_in_one_step(cpu_frame: pd.DataFrame, tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_page_says_when_a_line_is_faster(gpu_frame: pd.DataFrame, tmp_path: Path) -> None:
+    words = " ".join(" ".join(Page(written(gpu_frame, tmp_path)).words).split())
+    assert "only where its quartiles and those of sdpa do not overlap" in words
+    assert "compared with sdpa in its own run" in words
+    assert "on a CPU it is resident memory" in words
+    assert "reached in these runs" in words
+
+
+def test_a_layers_page_leaves_the_dense_equivalent_rate_out(
+    gpu_frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    page = Page(written(gpu_frame.assign(suite="layer"), tmp_path))
+    ids = {attrs.get("id") for attrs in page.attributes("section")}
+    assert "f0-effective" in ids
+    assert "f0-dense-equivalent" not in ids
+
+
 def test_several_machines_get_a_selector(mixed_frame: pd.DataFrame, tmp_path: Path) -> None:
     page = Page(written(mixed_frame, tmp_path))
     assert len(page.attributes("option")) == 3
     assert len([a for a in page.attributes("section") if a.get("class") == "facet"]) == 3
+    heads = [attrs for attrs in page.attributes("th") if attrs.get("scope") == "col"]
+    assert heads[-1].get("class") == "t", "the last column of the last table is prose"
 
 
 def test_neither_torch_nor_the_suites_are_imported() -> None:

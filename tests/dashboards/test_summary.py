@@ -22,14 +22,17 @@ def test_the_numbers_are_those_of_plain_pandas(cpu_frame: pd.DataFrame) -> None:
         rows = cpu_frame[cpu_frame["provider"] == "dynnsiha"]
         own = rows[rows["query_tile"] == tile].set_index("seq_len").sort_index()
         ratios = base["latency_ms"].reindex(own.index) / own["latency_ms"]
+        faster = own["latency_q3_ms"] < base["latency_q1_ms"].reindex(own.index)
+        slower = own["latency_q1_ms"] > base["latency_q3_ms"].reindex(own.index)
         answer, words = answers[heading], " ".join(answers[heading].sentences)
-        from_ = min(t for t in own.index if (ratios[ratios.index >= t] > 1).all())
+        from_ = min(t for t in own.index if faster[faster.index >= t].all())
         assert answer.verdict == f"Pays from {from_ // 1024}k"
         assert float(answer.figure.rstrip("×")) == pytest.approx(ratios[131072], rel=5e-3)
-        for seq_len, ratio in zip(own.index, ratios, strict=True):
-            if ratio > 1:
-                continue
-            assert f"{seq_len // 1024}k ({ratio:.3f}×)" in words
+        lost = words.partition("It does not pay at ")[2].partition(". ")[0]
+        for seq_len, ratio in ratios[slower].items():
+            assert f"{seq_len // 1024}k ({ratio:.3f}×)" in lost
+        assert lost.count("×") == slower.sum()
+        assert ("No clear difference" in words) == (not (faster | slower).all())
         assert "top 16 blocks of 64, window 512" in words
         assert f"{100 * own['sparsity'][131072]:.1f} %" in words
         assert f"at most {own['rms_error'].max():.4f} (0.005 allowed)" in words
@@ -49,8 +52,28 @@ def test_a_provider_that_does_not_pay_is_said_so(row: Build) -> None:
     assert screen.headline == (
         "dynnsiha (exact) does not pay against sdpa: 0.250× its speed at 8k tokens, forward"
     )
-    assert not screen.answers[0].pays
+    assert screen.answers[0].outcome == "loses"
+    assert screen.answers[0].verdict == "Does not pay at the longest length compared"
     assert "It does not pay at 8k (0.250×)." in screen.answers[0].sentences
+
+
+def test_a_gain_within_the_noise_is_no_gain(row: Build) -> None:
+    noise = {"latency_q1_ms": 0.9, "latency_q3_ms": 1.1}
+    rows = [
+        row("cpu", "sdpa", 4096, latency_ms=4.0),
+        row("cpu", "dynnsiha", 4096, latency_ms=1.0),
+        row("cpu", "sdpa", 8192, latency_ms=1.0, **noise),
+        row("cpu", "dynnsiha", 8192, latency_ms=0.98, **noise),
+    ]
+    screen = screen_of(pd.DataFrame(rows))
+    (answer,) = screen.answers
+    assert screen.headline.startswith("dynnsiha (exact) shows no clear difference from sdpa: 1.02×")
+    assert answer.outcome == "ties"
+    assert answer.verdict == "No clear difference at the longest length compared"
+    assert "No clear difference (quartiles overlap) at 8k (1.02×)." in answer.sentences
+    rows += [row("cpu", "sdpa", 16384, latency_ms=4.0), row("cpu", "dynnsiha", 16384, latency_ms=1)]
+    (answer,) = screen_of(pd.DataFrame(rows)).answers
+    assert answer.verdict == "Pays from 16k", "not at every length compared"
 
 
 def test_lengths_without_the_baseline_or_without_the_provider_are_named(row: Build) -> None:
@@ -60,10 +83,11 @@ def test_lengths_without_the_baseline_or_without_the_provider_are_named(row: Bui
         row("gpu", "dynnsiha", 8192),
         row("gpu", "dynnsiha", 16384, latency_ms=7.0),
         row("gpu", "dynnsiha", 32768, status="timeout", reason="600 s"),
+        row("gpu", "sdpa", 65536),
     ]
     words = screen_of(pd.DataFrame(rows)).answers[0].sentences
     assert "It alone has a number at 16k (sdpa: out_of_memory; here 7.00 ms)." in words
-    assert "It has no number at 32k (timeout)." in words
+    assert "It has no number at 32k (timeout) and 64k (not measured)." in words
 
 
 @pytest.mark.parametrize(

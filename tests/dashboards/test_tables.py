@@ -60,9 +60,33 @@ def test_overview_has_all_lines_with_their_evidence(gpu_facet: Facet) -> None:
     rows = [dict(zip(columns, row, strict=True)) for row in cells(table)]
     math_row = next(row for row in rows if row["line"] == "sdpa:math")
     assert math_row["pays from"] == "does not"
-    assert math_row["does not pay at"] == "8k, 16k"
+    assert math_row["slower at"] == "8k, 16k"
+    assert math_row["no difference at"] == "nowhere"
     assert math_row["cases"] == "4"
-    assert math_row["geometric mean"].endswith("(n = 2)")
+    assert math_row["geometric mean"].endswith("(n = 2, 8k–16k)")
+    assert math_row["at the longest length compared"].endswith(" at 16k")
+    assert "pairs left out there" in columns
+
+
+def test_a_gain_within_the_noise_is_named_no_difference(row: Build) -> None:
+    rows = [row("gpu", name, 8192, latency_ms=1.0) for name in ("sdpa", "nsa")]
+    table = tables.overview_table(build_facets(pd.DataFrame(rows), "sdpa")[0])
+    (cells_,) = [dict(zip(table.columns[1:], row_, strict=True)) for row_ in cells(table)]
+    assert cells_["pays from"] == "no difference"
+    assert (cells_["slower at"], cells_["no difference at"]) == ("nowhere", "8k")
+    assert cells_["geometric mean"] == "1.00× (n = 1, 8k)"
+
+
+def test_a_cell_without_any_row_says_so(row: Build) -> None:
+    rows = [
+        row("gpu", "sdpa", 8192),
+        row("gpu", "sdpa", 16384, peak_memory_bytes=None),
+        row("gpu", "nsa", 8192),
+    ]
+    panel = build_facets(pd.DataFrame(rows), "sdpa")[0].panels[0]
+    by_line = {group.header: group.rows[0] for group in VIEWS["memory"].table(panel).groups}
+    assert by_line["nsa"][1] == "not measured"
+    assert by_line["sdpa"][1] == "", "there is a row, but not this number"
 
 
 def test_the_heat_maps_table_has_sparse_lines_only(gpu_facet: Facet) -> None:

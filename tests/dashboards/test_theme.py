@@ -1,3 +1,5 @@
+import itertools
+
 import plotly.graph_objects as go
 import pytest
 
@@ -20,8 +22,9 @@ def test_a_users_provider_never_looks_like_a_built_in_one() -> None:
 
 
 def test_variants_differ_in_dash_and_marker() -> None:
-    styles = {(s.dash, s.symbol) for s in (theme.style_of("dynnsiha", i) for i in range(24))}
-    assert len(styles) == 24
+    styles = {(s.dash, s.symbol) for s in (theme.style_of("dynnsiha", i) for i in range(42))}
+    assert len(styles) == 42
+    assert not {"circle", "hexagon"} <= set(theme.SYMBOLS), "alike at the size of a legend"
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
@@ -29,6 +32,19 @@ def test_template_is_valid_and_transparent(name: str) -> None:
     template = theme.template(name)
     assert isinstance(template, go.layout.Template)
     assert template.layout.paper_bgcolor == "rgba(0,0,0,0)"
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_numbers_on_the_heat_map_have_contrast(name: str) -> None:
+    (heat,) = theme.template(name).data.heatmap
+    ink = _luminance(heat.textfont.color)
+    stops = [colour for _, colour in heat.colorscale]
+    for one, other in itertools.pairwise(stops):
+        for part in (0, 0.25, 0.5, 0.75, 1):
+            pairs = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+            mixed = "#" + "".join(f"{round((1 - part) * a + part * b):02x}" for a, b in pairs)
+            low, high = sorted([_luminance(mixed), ink])
+            assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def _luminance(colour: str) -> float:
