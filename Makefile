@@ -30,8 +30,7 @@ endif
 .PHONY: bench test lint venv
 
 bench: venv
-	$(BIN)/dynbench run --seq $(SEQ) $(BENCH_OPTIONS)
-	$(BIN)/dynbench report
+	$(BIN)/dynbench run --seq $(SEQ) --report $(BENCH_OPTIONS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TEST_OPTIONS)

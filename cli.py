@@ -6,6 +6,7 @@ neither torch nor pandas.
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dynbench.dashboards import terminal
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
+from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
 from dynbench.harness.schema import Status
 from dynbench.suites import request
-from dynbench.suites.catalog import PROVIDERS, SUITES
+from dynbench.suites.catalog import PROVIDERS, SUITES, provider_info
+from dynbench.suites.own import read_own_provider
 from dynbench.suites.plan import WINDOW, PlanOptions, plan
 from dynbench.suites.shapes import SHAPES, UsageError, unknown
 from dynbench.suites.work import case_work
@@ -60,11 +64,14 @@ def main() -> None:
     """Entry point: run the app, and turn every exception into one line and an exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("DYNBENCH_DEBUG"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding without "×" must not end a run
+            stream.reconfigure(errors="replace")
     try:
         code = app(args=arguments or ["--help"], prog_name="dynbench", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe (`head`) has gone: no error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute_stdout()
         code = 0
     except (KeyboardInterrupt, typer.Abort):
         print("dynbench: interrupted", file=sys.stderr)
@@ -75,6 +82,10 @@ def main() -> None:
         code, line = _explain(error)
         print(f"dynbench: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _mute_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -117,6 +128,7 @@ _QUICK = "Few samples, and a budget of a minute unless --budget says otherwise."
 _ISOLATE = "A process of its own for every case."
 _DRY_RUN = "Print the cases and the predicted time, measure nothing."
 _CONFIG = "TOML file with the same options; the command line wins."
+_REPORT = "Write the run's HTML page, too."
 _OUT = "Folder for runs (results/local if there is a folder results, else dynbench-results)."
 _RESUME = "Measure what is missing in the newest run in --out (or the run that --out names)."
 _RUN = "A run's folder or name, or a parquet file; the newest run if not given."
@@ -129,21 +141,28 @@ Text = str | None
 Number = int | None
 
 
-def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Make a config file's values the command's defaults, so that the command line wins."""
-    if path is not None:
-        options = {max(p.opts, key=len).removeprefix("--"): p for p in ctx.command.params}
-        known = {
-            name: bool(getattr(p, "multiple", False))
-            for name, p in options.items()
-            if name not in ("config", "help")
-        }
-        values = request.read_config(path, known)
-        ctx.default_map = {str(options[name].name): value for name, value in values.items()}
-    return path
+class _ConfigCommand(TyperCommand):
+    """A command whose --config names a file of defaults, so that the command line wins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, *_ = self.make_parser(ctx).parse_args(list(args))
+        if given.get("config"):
+            options = {max(p.opts, key=len).removeprefix("--"): p for p in self.params}
+            known = {
+                name: bool(getattr(p, "multiple", False))
+                for name, p in options.items()
+                if name not in ("config", "help")
+            }
+            values = request.read_config(Path(given["config"]), known)
+            for name in request.overridden({n for n, p in options.items() if p.name in given}):
+                values.pop(name, None)
+            ctx.default_map = {str(options[name].name): value for name, value in values.items()}
+        return super().parse_args(ctx, args)
 
 
-@app.command(help="Measure a sweep: one row for every case, whatever happens to it.")
+@app.command(
+    cls=_ConfigCommand, help="Measure a sweep: one row for every case, whatever happens to it."
+)
 def run(
     seq: Annotated[str, _option(_WORK, "--seq", _SEQ, "SWEEP")] = "8k..128k",
     suite: Annotated[str, _option(_WORK, "--suite", _SUITE)] = "attention",
@@ -167,26 +186,28 @@ def run(
     device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
     timeout: Annotated[str, _option(_HOW, "--timeout", _TIMEOUT, "TIME")] = "10m",
     budget: Annotated[Text, _option(_HOW, "--budget", _BUDGET, "TIME")] = None,
-    quick: Annotated[bool, _option(_HOW, "--quick", _QUICK)] = False,
-    isolate: Annotated[bool, _option(_HOW, "--isolate", _ISOLATE)] = False,
+    quick: Annotated[bool, _option(_HOW, "--quick/--no-quick", _QUICK)] = False,
+    isolate: Annotated[bool, _option(_HOW, "--isolate/--no-isolate", _ISOLATE)] = False,
     dry_run: Annotated[bool, _option(_HOW, "--dry-run", _DRY_RUN)] = False,
-    config: Annotated[
-        Path | None,
-        _option(_FILES, "--config", _CONFIG, "FILE", callback=_load_config, is_eager=True),
-    ] = None,
+    config: Annotated[Path | None, _option(_FILES, "--config", _CONFIG, "FILE")] = None,
     out: Annotated[Path | None, _option(_FILES, "--out", _OUT, "FOLDER")] = None,
     resume: Annotated[bool, _option(_FILES, "--resume", _RESUME)] = False,
+    report: Annotated[bool, _option(_FILES, "--report", _REPORT)] = False,
 ) -> None:
     own = own or []
+    versions = {path.stem: read_own_provider(path).version for path in own}
     seq_lens = tuple(sweep.parse_lengths(seq))
     limit = QUICK_BUDGET if quick and budget is None else budget
+    how = ["--quick", *(["--budget", budget] if budget else [])] if quick else []
     options = runner.RunOptions(
         timeout_s=request.parse_duration_s(timeout, "--timeout"),
         isolate=isolate,
         budget_s=None if limit is None else request.parse_duration_s(limit, "--budget"),
         quick=quick,
         provider_files=tuple(str(path) for path in own),
-        command_for=lambda case: request.repeat_command(case, own),
+        command_for=lambda case: request.repeat_command(case, own, how),
+        distrust=lambda case: provider_info(case.provider) is None,
+        version_of=lambda case: versions.get(case.provider),
     )
     shares = sweep.parse_floats(sparsity, 0, 1, name="--sparsity") if sparsity is not None else ()
     chosen = request.choose_device(device)
@@ -213,27 +234,39 @@ def run(
     root = store.check_output_root(out or _default_root())
     if dry_run:
         _print_plan(cases, quick)
-    else:
-        _measure(cases, options, root, resume=resume, chose_cpu=device is None and chosen == "cpu")
+        return
+    path = _measure(
+        cases, options, root, resume=resume, chose_cpu=device is None and chosen == "cpu"
+    )
+    if report:
+        _write_page([path])
 
 
 def _default_root() -> Path:
     return Path("results/local") if Path("results").is_dir() else Path("dynbench-results")
 
 
-def _console() -> Console:
+def _console(*, outlive_pipe: bool = False) -> Console:
+    """Where tables go; without a reader it ends the command, or (``outlive_pipe``) goes on mute."""
     from rich.console import Console
 
     class PipeConsole(Console):
         def on_broken_pipe(self) -> None:  # rich would exit with 1, which means a regression
-            raise BrokenPipeError
+            if not outlive_pipe:
+                raise BrokenPipeError
+            _mute_stdout()
 
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return PipeConsole(width=width, markup=False, highlight=False)
 
 
 def _predictor(quick: bool) -> Predictor:
-    return Predictor(lambda case: case_work(case).flops, sample_s=0.5 if quick else 3.0)
+    limits = Limits.quick() if quick else Limits()
+    return Predictor(
+        lambda case: case_work(case).flops,
+        sample_s=0.5 if quick else 3.0,
+        slow_call_s=limits.slow_call_s,
+    )
 
 
 def _print_plan(cases: Sequence[Case], quick: bool) -> None:
@@ -244,23 +277,25 @@ def _print_plan(cases: Sequence[Case], quick: bool) -> None:
     print(f"{len(cases)} cases, predicted: {terminal.duration_text(sum(seconds))}")
 
 
-def _writer(root: Path, resume: bool) -> store.RunWriter:
+def _writer(root: Path, resume: bool, quick: bool) -> store.RunWriter:
     """A new run under ``root``; or the newest one there (``root`` itself, if it is a run)."""
     if not resume:
-        return store.RunWriter.create(root, shlex.join(["dynbench", *sys.argv[1:]]))
+        return store.RunWriter.create(root, shlex.join(["dynbench", *sys.argv[1:]]), quick=quick)
     runs = store.list_runs(root)
     if not runs:
         raise UsageError(f"--resume: no run in {root}; leave --resume out, or name its --out")
-    return store.RunWriter.resume(runs[-1].path)
+    return store.RunWriter.resume(runs[-1].path, quick=quick)
 
 
 def _measure(
     cases: Sequence[Case], options: runner.RunOptions, root: Path, *, resume: bool, chose_cpu: bool
-) -> None:
-    """Run the cases into a run under ``root``, showing progress, then its rows and its path."""
+) -> Path:
+    """Run the cases into a run under ``root``, showing progress, then its rows; return its path.
 
-    console = _console()
-    with _writer(root, resume) as writer, terminal.RunDisplay(console) as display:
+    Ends with exit code 4 where no row is ok.
+    """
+    console = _console(outlive_pipe=True)
+    with _writer(root, resume, options.quick) as writer, terminal.RunDisplay(console) as display:
         if chose_cpu:
             display.say(f"No GPU here: measuring on the CPU: {request.describe(cases)}")
         try:
@@ -278,9 +313,10 @@ def _measure(
             raise typer.Exit(EXIT_INTERRUPTED) from None
     frame, _ = _read([writer.path])
     console.print(terminal.rows_table(frame))
-    print(f"Run: {writer.path} (dynbench report {writer.path} draws it)")
+    console.print(f"Run: {writer.path} (dynbench report {writer.path} draws it)", soft_wrap=True)
     if not (frame["status"] == "ok").any():
         raise typer.Exit(EXIT_INVALID_DATA)
+    return writer.path
 
 
 def _show(display: terminal.RunDisplay, event: runner.Event) -> None:
@@ -355,9 +391,13 @@ def report(
     out: Annotated[Path | None, typer.Option(help=_PAGE, metavar="FILE")] = None,
     baseline: Annotated[str, typer.Option(help=_BASELINE)] = "sdpa",
 ) -> None:
+    _write_page(_run_paths(runs or []), out, baseline)
+
+
+def _write_page(paths: Sequence[Path], out: Path | None = None, baseline: str = "sdpa") -> None:
+    """Write the page about the runs to ``out`` (beside the first run if None); print its path."""
     from dynbench.dashboards.report import write_report
 
-    paths = _run_paths(runs or [])
     page = out or (paths[0] if paths[0].is_dir() else paths[0].parent) / "report.html"
     store.check_output_root(page.parent)
     if page.is_dir():

@@ -44,6 +44,14 @@ _VARYING = {  # columns shown only where they differ between the rows, with thei
     "private_blocks": "m",
     "target_sparsity": "asked sparsity",
 }
+_CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
+    "run_id",
+    "workload_id",
+    "machine_id",
+    "cpu_threads",
+    "torch_version",
+    "git_commit",
+)
 _STATUS_STYLES = {"ok": "green", "incorrect": "bold red", "error": "red", "skipped": "dim"}
 _REASON_CHARS = 160
 
@@ -129,20 +137,21 @@ def rows_table(
     """The rows of ``frame`` as a compact table.
 
     Settings appear as columns only where they differ between rows. The speed-up compares medians
-    with the ``baseline`` provider's row of the same run and workload, looked for in ``among``
-    (``frame`` itself if None), and is empty without one.
+    with the ``baseline`` provider's row of the same workload under the same conditions (those of
+    _CONDITIONS), looked for in ``among`` (``frame`` itself if None). It is empty without one, and
+    where there are several, which differ in their settings: none of them is the baseline.
     """
     rows = _records(frame)
     varying = _varying(rows)
     headings = ("T", "latency [q1, q3]", f"vs {baseline}", "peak memory", "status")
     table = _table(["provider", "pass", *(_VARYING[name] for name in varying)], headings)
-    latencies_ms = {
-        (row["run_id"], row["workload_id"]): row["latency_ms"]
-        for row in (rows if among is None else _records(among))
-        if row["provider"] == baseline and row["status"] == "ok"
-    }
+    references_ms: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows if among is None else _records(among):
+        if row["provider"] == baseline and row["status"] == "ok":
+            references_ms.setdefault(_conditions(row), []).append(row["latency_ms"])
     for row in rows:
-        reference_ms = latencies_ms.get((row["run_id"], row["workload_id"]))
+        found_ms = references_ms.get(_conditions(row), [])
+        reference_ms = found_ms[0] if len(found_ms) == 1 else None
         _add(
             table,
             [row["provider"], row["pass"], *(_plain(row[name]) for name in varying)],
@@ -259,6 +268,10 @@ def _add(
         line = f"{status}: {clip(visible(reason), _REASON_CHARS)}" if reason else status
         texts.append(Text(line, style=_STATUS_STYLES.get(status, "yellow")))
     table.add_row(*texts)
+
+
+def _conditions(row: Record) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _CONDITIONS)
 
 
 def _speedup(reference_ms: float | None, latency_ms: float | None) -> str:

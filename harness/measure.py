@@ -25,6 +25,7 @@ from dynbench.harness.failure import one_line
 from dynbench.harness.memory import MemoryMeter, Peak, release_memory
 from dynbench.harness.poison import (
     Block,
+    Returned,
     output_blocks,
     overwritten_allocations,
     poison,
@@ -74,15 +75,17 @@ class _Spoiler:
     device: str
     blocks: list[Block]  # of the outputs
     peak: Peak  # of the first call
+    returned: Returned
 
     @contextmanager
     def spoiled_memory(self, *, measured: bool) -> Iterator[None]:
-        """Spoil free memory, and on a CPU what is handed out meanwhile.
+        """Spoil what is held of earlier outputs, free memory, and on a CPU what is handed out.
 
-        The latter costs time and memory: where these are ``measured``, freed memory goes back to
+        The last costs time and memory: where these are ``measured``, freed memory goes back to
         the kernel instead, which hands out zeros.
         """
         release_memory(self.device)  # else the freed memory of older calls would be handed out
+        self.returned.overwrite()
         if self.device == "cpu" and measured:
             yield
             return
@@ -91,6 +94,20 @@ class _Spoiler:
         poison(self.blocks)
         with overwritten_allocations() if self.device == "cpu" else nullcontext():
             yield
+
+
+@dataclass(frozen=True)
+class _RememberingTimer:
+    """A timer that notes, outside of the timed window, where the outputs of its calls lie."""
+
+    timer: Timer
+    returned: Returned
+
+    def time(self, run: Callable[[], Any]) -> Timed:
+        """Call ``run`` once and time it."""
+        timed = self.timer.time(run)
+        self.returned.remember(timed.outputs)
+        return timed
 
 
 @dataclass
@@ -117,7 +134,8 @@ def measure(
     that need them stay empty. ``on_stage`` hears what begins. A failed check gives status
     ``incorrect``; before sampling, it also ends the case. Whatever the subject raises is passed on.
     """
-    timer = make_timer(case.timer, case.device)
+    returned = Returned(subject.inputs)
+    timer = _RememberingTimer(make_timer(case.timer, case.device), returned)
     meter = MemoryMeter(case.device)
     columns: dict[str, Any] = {**machine, **work_columns(subject)}
     if subject.setup is not None:
@@ -127,7 +145,7 @@ def measure(
         on_stage("first call")
         first, first_peak = meter.peak_of(lambda: timer.time(subject.run))
         columns["compile_ms"] = first.ms
-        spoiler = _Spoiler(case.device, output_blocks(first.outputs), first_peak)
+        spoiler = _Spoiler(case.device, output_blocks(first.outputs), first_peak, returned)
         first = first.without_outputs()
         taken = _take(subject, timer, meter, limits, first, spoiler, on_stage)
         columns["device_memory_bytes"] = telemetry.memory_used_bytes()
@@ -136,7 +154,7 @@ def measure(
     columns["reserved_memory_bytes"] = taken.peak.reserved_bytes
     if taken.samples.ms:
         columns.update(_time_columns(taken.samples, taken.warmup_count))
-        columns.update(telemetry.columns(taken.samples.starts_s, taken.samples.end_s))
+        columns.update(telemetry.columns(taken.samples.starts_s, taken.samples.durations_s))
         columns.update(rate_columns(subject.work, columns["latency_ms"], ceilings))
     if taken.verdict.passed:
         on_stage("facts")

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -29,10 +29,13 @@ class RunOptions:
     """How cases are run.
 
     ``timeout_s`` limits one case, inputs and checks included. ``isolate`` gives every case its own
-    process. ``budget_s`` limits the whole run: a case predicted not to fit into what is left
-    becomes a ``skipped`` row. ``quick`` takes fewer samples. ``provider_files`` are paths of the
-    user's own providers, handed to ``prepare`` as they are. ``command_for`` gives the command line
-    that repeats one case.
+    process, and a case that ``distrust`` names is the last one of its process. ``budget_s`` limits
+    the whole run: a case predicted not to fit into what is left becomes a ``skipped`` row, and so
+    does one that the budget's end cuts off. ``quick`` takes fewer samples. ``provider_files`` are
+    paths of the user's own providers, handed to ``prepare`` as they are. ``command_for`` gives the
+    command line that repeats one case. ``version_of`` gives the version of a provider that may
+    change between two calls of ``run_cases`` (a user's file), None for others: a finished row of
+    another version is measured again.
     """
 
     timeout_s: float = 600.0
@@ -41,6 +44,8 @@ class RunOptions:
     quick: bool = False
     provider_files: tuple[str, ...] = ()
     command_for: Callable[[Case], str] | None = None
+    distrust: Callable[[Case], bool] = lambda case: False
+    version_of: Callable[[Case], str | None] = lambda case: None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,12 @@ def run_cases(
     Raises OutputError where a row cannot be written.
     """
     unique = {case.case_id: case for case in cases}
-    done = writer.finished_case_ids() & set(unique)
+    rows = writer.finished_rows()
+    done = {
+        case_id
+        for case_id, case in unique.items()
+        if case_id in rows and _is_current(rows[case_id], options.version_of(case))
+    }
     todo = [case for case_id, case in unique.items() if case_id not in done]
     writer.note(planned_cases=len(unique))
     run = _Run(todo, writer, prepare, options, predictor, on_event)
@@ -160,6 +170,7 @@ class _Run:
             provider_files=options.provider_files,
             quick=options.quick,
             isolate=options.isolate,
+            distrust=options.distrust,
             on_stage=self._tell_stage,
         )
 
@@ -186,6 +197,7 @@ class _Run:
         began = time.monotonic()
         identity = {
             **case.columns(),
+            "provider_version": self._options.version_of(case),
             "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "load_average": load_average(),
             "command": self._options.command_for(case) if self._options.command_for else None,
@@ -197,7 +209,7 @@ class _Run:
             self._case = case
             left_s = self._seconds_left(index)
             self._on_event(CaseStarted(case, index, len(self._todo), predicted_s, left_s))
-            columns = self._supervisor.measure(case, self._limit_s())
+            columns = self._measure(case)
         row = self._writer.append({**identity, **_without_identity(columns)})
         wall_s = time.monotonic() - began
         self._predictor.observe(case, row, None if reason else wall_s)
@@ -205,6 +217,14 @@ class _Run:
         self.summary.counts[status] = self.summary.counts.get(status, 0) + 1
         left_s = self._seconds_left(index + 1)
         self._on_event(RowFinished(case, row, index + 1, len(self._todo), wall_s, left_s))
+
+    def _measure(self, case: Case) -> dict[str, Any]:
+        limit_s = self._limit_s()
+        columns = self._supervisor.measure(case, limit_s)
+        if columns["status"] == Status.TIMEOUT and limit_s < self._options.timeout_s:
+            reason = f"the budget of {self._options.budget_s:.0f} s ended while it ran"
+            return {**columns, "status": Status.SKIPPED, "reason": reason}
+        return columns
 
     def _over_budget(self, predicted_s: float) -> str:
         """Why the case is skipped, or an empty text."""
@@ -236,6 +256,11 @@ class _Run:
     def _tell_stage(self, stage: str) -> None:
         if self._case is not None:
             self._on_event(StageStarted(self._case, stage))
+
+
+def _is_current(row: Mapping[str, Any], version: str | None) -> bool:
+    """Whether a finished row is of this version; a suite may have added to the version's text."""
+    return version is None or (row["provider_version"] or "").startswith(version)
 
 
 def _without_identity(columns: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Status(StrEnum):
     TIMEOUT = "timeout"  # the worker was stopped at the case's time limit
     INCORRECT = "incorrect"  # it ran, but the output is beyond its tolerance of the reference
     ERROR = "error"  # it raised, or its process died
-    SKIPPED = "skipped"  # never started; the reason says why (over the budget, say)
+    SKIPPED = "skipped"  # not measured to its end; the reason says why (over the budget, say)
 
 
 Kind = Literal["string", "int", "float", "bool", "floats", "strings"]
@@ -301,8 +301,8 @@ def complete_row(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Non-finite floats become None, since neither JSON nor a comparison can carry them; integers are
     accepted for float columns. Raises KeyError for a column that the schema does not know,
-    TypeError for a value of the wrong type and ValueError for an unknown status: a misspelt column
-    must not vanish.
+    TypeError for a value of the wrong type and ValueError for an unknown status or an integer that
+    takes more than 64 bits: a misspelt column must not vanish, and a row must fit into parquet.
     """
     unknown = sorted(set(values) - set(COLUMNS))
     if unknown:
@@ -325,6 +325,8 @@ def _checked(column: Column, value: Any) -> Any:
         raise TypeError(
             f"column {column.name} takes {column.kind}, got {type(value).__name__}: {value!r}"
         )
+    if column.kind == "int" and not -(2**63) <= value < 2**63:
+        raise ValueError(f"column {column.name} takes 64 bits, got {value}")
     if column.kind == "floats":
         return [float(v) for v in value]
     return list(value) if column.kind == "strings" else expected(value)

@@ -45,6 +45,11 @@ RUN_FILE = "run.json"
 JOURNAL_FILE = "rows.jsonl"
 PARQUET_FILE = "rows.parquet"
 
+_OTHER_QUICK = {
+    False: "this run was made with --quick; add it, or leave --resume out",
+    True: "this run was made without --quick; leave --quick out, or --resume",
+}
+
 
 class OutputError(Exception):
     """A folder that cannot take a run. One line: the path, what is wrong and what to do instead."""
@@ -91,7 +96,9 @@ class RunWriter:
         self._lock: int | None = _lock_folder(path)
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], command: str) -> RunWriter:
+    def create(
+        cls, root: str | os.PathLike[str], command: str, *, quick: bool = False
+    ) -> RunWriter:
         """Start a run in a new folder under ``root``, made where needed. Raises OutputError."""
         now = datetime.now(UTC)
         run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -104,17 +111,19 @@ class RunWriter:
                 command=command,
                 created_at=now.isoformat(timespec="seconds"),
                 schema_version=SCHEMA_VERSION,
+                quick=quick,
             )
         except OSError as error:
             raise OutputError(_refused(folder, error)) from error
         return writer
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str]) -> RunWriter:
+    def resume(cls, path: str | os.PathLike[str], *, quick: bool = False) -> RunWriter:
         """Go on with the run in the folder ``path``; a torn last line is cut off first.
 
-        Raises OutputError where ``path`` is no run, has another schema version, cannot be read or
-        written, or is being written by another process.
+        Raises OutputError where ``path`` is no run, is ``quick`` and this is not (or the reverse:
+        rows of fewer samples would count as finished), has another schema version, cannot be read
+        or written, or is being written by another process.
         """
         folder = Path(path)
         if not (folder / RUN_FILE).is_file():
@@ -124,6 +133,8 @@ class RunWriter:
         try:
             facts = _read_facts(folder)
             check_version(facts.get("schema_version"), folder)
+            if bool(facts.get("quick")) != quick:
+                raise OutputError(f"{folder}: {_OTHER_QUICK[quick]}")
             writer = cls(folder, str(facts.get("run_id") or folder.name))
             mend_journal(folder / JOURNAL_FILE)
             _run_rows(folder)  # an unreadable part must show now, not after hours of measuring
@@ -146,9 +157,9 @@ class RunWriter:
         except (OSError, StoreError) as error:
             raise OutputError(_refused(path, error)) from error
 
-    def finished_case_ids(self) -> set[str]:
-        """Cases of this run that need no further measurement (see the function of that name)."""
-        return finished_case_ids(self.path)
+    def finished_rows(self) -> dict[str, Row]:
+        """Rows of this run that need no further measurement (see the function of that name)."""
+        return finished_rows(self.path)
 
     def append(self, row: Mapping[str, Any]) -> Row:
         """Complete the row, fill in ``run_id``, write it through to the disk and return it.
@@ -267,14 +278,14 @@ def list_runs(root: str | os.PathLike[str]) -> list[RunInfo]:
     return sorted(runs, key=lambda run: (run.created_at, run.run_id))
 
 
-def finished_case_ids(path: str | os.PathLike[str]) -> set[str]:
-    """Cases that the run at ``path`` has a row for, ``skipped`` rows left out.
+def finished_rows(path: str | os.PathLike[str]) -> dict[str, Row]:
+    """Rows that the run at ``path`` has, by their case_id, ``skipped`` ones left out.
 
     A failed row counts as finished: a resumed run measures what is missing and repeats nothing.
     Raises StoreError where the run's parquet file cannot be read.
     """
     rows = _latest(_run_rows(Path(path))[0])
-    return {row["case_id"] for row in rows if row["status"] != Status.SKIPPED}
+    return {row["case_id"]: row for row in rows if row["status"] != Status.SKIPPED}
 
 
 def _sources(path: Path) -> Iterator[Path]:

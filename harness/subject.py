@@ -58,7 +58,9 @@ class Subject:
     forward pass that a ``backward`` case differentiates). ``run`` is the timed call: it returns the
     outputs, freshly written. ``check`` compares outputs of ``run`` with the reference; it may be
     slow and use much memory, so the harness calls it outside timing and memory measurement.
-    ``facts`` returns further columns of the row (sparsity, overlap, backend that ran).
+    ``facts`` returns further columns of the row (sparsity, overlap, backend that ran). ``inputs``
+    holds the tensors that ``run`` reads (any nesting of them): an output may be a part of one of
+    them, and the harness overwrites outputs that are still held, but never inputs.
     """
 
     run: Callable[[], Any]
@@ -67,3 +69,4 @@ class Subject:
     version: str
     setup: Callable[[], None] | None = None
     facts: Callable[[], Mapping[str, Any]] = field(default=dict)
+    inputs: Any = None

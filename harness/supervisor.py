@@ -196,6 +196,8 @@ class Supervisor:
 
     ``prepare`` is the dotted path of the suite's function, ``provider_files`` go to it as they are,
     ``isolate`` gives every case a worker of its own, and ``on_stage`` hears how a case goes on.
+    A case that ``distrust`` names (one that runs a user's code, which may change its process at
+    will) is the last one of its worker.
     Attribute ``ceilings`` holds what was measured: ``{"cpu": {"float32": [GB/s, TFLOP/s]}}``.
     """
 
@@ -206,6 +208,7 @@ class Supervisor:
         provider_files: Sequence[str] = (),
         quick: bool = False,
         isolate: bool = False,
+        distrust: Callable[[Case], bool] = lambda case: False,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> None:
         self.ceilings: dict[str, dict[str, list[float]]] = {}
@@ -215,6 +218,7 @@ class Supervisor:
             "quick": quick,
         }
         self._isolate = isolate
+        self._distrust = distrust
         self._on_stage = on_stage
         self._worker: WorkerProcess | None = None
         self._machines: dict[str, dict[str, Any]] = {}
@@ -279,7 +283,7 @@ class Supervisor:
             self.close()
             return timeout_columns(limit_s, slow.stage, slow.last_words), True
         ceilings.update(reply["ceilings"])
-        if self._isolate or not reply["healthy"]:
+        if self._isolate or self._distrust(case) or not reply["healthy"]:
             self.close()
         columns = reply["columns"]
         return columns, True

@@ -63,18 +63,19 @@ class Telemetry:
             self._thread.join()
         self._readings.append(self._look())
 
-    def columns(self, sample_starts_s: list[float], end_s: float) -> dict[str, Any]:
-        """The telemetry columns for samples that began then, the last ending at ``end_s``.
+    def columns(self, starts_s: list[float], durations_s: list[float]) -> dict[str, Any]:
+        """The telemetry columns for samples that began then and took so long.
 
-        Times are on the host's monotonic clock. Readings from before and after are left out.
+        Starts are on the host's monotonic clock. Readings from before and after are left out.
         """
         margin_s = 2 * self._interval_s
+        end_s = starts_s[-1] + durations_s[-1]
         window = [
             reading
             for reading in self._readings
-            if sample_starts_s[0] - margin_s <= reading.at_s <= end_s + margin_s
+            if starts_s[0] - margin_s <= reading.at_s <= end_s + margin_s
         ]
-        return telemetry_columns(window or self._readings, sample_starts_s)
+        return telemetry_columns(window or self._readings, starts_s, durations_s)
 
     def memory_used_bytes(self) -> int | None:
         """Memory in use on the whole GPU now; None on a CPU."""
@@ -100,13 +101,21 @@ class Telemetry:
         )
 
 
-def telemetry_columns(readings: list[Reading], sample_starts_s: list[float]) -> dict[str, Any]:
+def telemetry_columns(
+    readings: list[Reading], starts_s: list[float], durations_s: list[float]
+) -> dict[str, Any]:
     """Telemetry columns of the row from readings in time order.
 
-    Columns that nothing was read for are None; per-sample columns take the nearest reading, and a
-    sample counts as throttled if that reading named a slow-down.
+    Columns that nothing was read for are None; per-sample columns take the reading nearest to the
+    sample's start, and a sample counts as throttled if that one or any taken during the sample
+    named a slow-down.
     """
-    nearest = [min(readings, key=lambda r: abs(r.at_s - start)) for start in sample_starts_s]
+    nearest = [min(readings, key=lambda r: abs(r.at_s - start)) for start in starts_s]
+    throttled_s = [r.at_s for r in readings if is_throttled(r.event_bits or 0)]
+    throttled = [
+        is_throttled(near.event_bits or 0) or any(start <= s <= start + took for s in throttled_s)
+        for near, start, took in zip(nearest, starts_s, durations_s, strict=True)
+    ]
     temperatures = [r.temperature_c for r in readings if r.temperature_c is not None]
     bits = [r.event_bits for r in readings if r.event_bits is not None]
     watched = bool(bits)
@@ -118,9 +127,7 @@ def telemetry_columns(readings: list[Reading], sample_starts_s: list[float]) -> 
         "throttle_reasons": sorted({n for b in bits for n in event_reasons(b)})
         if watched
         else None,
-        "throttled_samples": (
-            sum(is_throttled(r.event_bits or 0) for r in nearest) if watched else None
-        ),
+        "throttled_samples": sum(throttled) if watched else None,
         "samples_sm_clock_mhz": _all_known([r.sm_clock_mhz for r in nearest]),
         "samples_power_w": _all_known([r.power_w for r in nearest]),
     }

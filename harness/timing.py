@@ -57,9 +57,9 @@ class Samples:
         return [start - self.starts_s[0] for start in self.starts_s]
 
     @property
-    def end_s(self) -> float:
-        """When the last sample ended, on the host's monotonic clock."""
-        return self.starts_s[-1] + self.ms[-1] / 1e3
+    def durations_s(self) -> list[float]:
+        """How long each sample took, in seconds."""
+        return [ms / 1e3 for ms in self.ms]
 
     def add(self, timed: Timed) -> None:
         """Keep the time of one more call (not what it returned)."""

@@ -168,8 +168,12 @@ def main(arguments: list[str]) -> None:
         os.set_inheritable(descriptor, False)
     _guard_process(parent)
 
-    import scipy.special  # noqa: F401 - here, and not between the first case's samples
+    # What torch and the harness would import later is imported here: scipy not between the first
+    # case's samples, and symbolic shapes (with all of sympy, 33 MiB) not in the first
+    # torch.autograd.grad, whose memory and duration are a row's.
+    import scipy.special  # noqa: F401
     import torch
+    import torch.fx.experimental.symbolic_shapes
 
     # torch counts the host's cores, a container may have fewer
     threads = min(torch.get_num_threads(), usable_cpus())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ class OwnProvider:
     name: str
     path: Path
     computes: str
+
+    @property
+    def version(self) -> str:
+        """The file's name and a digest of its content, for the row."""
+        return f"{self.path.name} sha256:{hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]}"
 
 
 def read_own_provider(path: Path) -> OwnProvider:

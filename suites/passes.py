@@ -15,6 +15,8 @@ from dynbench.suites.work import case_work
 class Call(Protocol):
     """One provider on one set of inputs; ``backward`` differentiates what ``keep_forward`` kept."""
 
+    inputs: Any
+
     def forward(self) -> tuple[Tensor, ...]: ...
     def keep_forward(self) -> None: ...
     def backward(self) -> tuple[Tensor, ...]: ...
@@ -37,4 +39,5 @@ def subject_of(case: Case, call: Call, version: str) -> Subject:
         version=version,
         setup=call.keep_forward if case.pass_ == "backward" else None,
         facts=call.facts,
+        inputs=call.inputs,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from dynbench.harness.case import Case
@@ -22,6 +22,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
 _WORK_OPTIONS = (*_HEADS, "model_dim", "batch", "inputs", "seed")
+_EXCLUSIVE = ({"shape"}, {"q-heads", "kv-heads", "head-dim"}), ({"top-n"}, {"sparsity"})
 _SPARSE_OPTIONS = ("window", "query_tile", "private_blocks")
 
 
@@ -134,10 +135,22 @@ def read_config(path: Path, repeatable: Mapping[str, bool]) -> dict[str, str | l
     return texts
 
 
-def repeat_command(case: Case, provider_files: Sequence[Path] = ()) -> str:
+def overridden(given: Set[str]) -> set[str]:
+    """Options of a config file that do not count where a command line gives these ones.
+
+    They are the ones given, and those that exclude one that is given.
+    """
+    excluded: set[str] = set()
+    for one, other in _EXCLUSIVE:
+        excluded |= (other if given & one else set()) | (one if given & other else set())
+    return {*given, *excluded}
+
+
+def repeat_command(case: Case, provider_files: Sequence[Path] = (), how: Sequence[str] = ()) -> str:
     """The command line that plans exactly ``case`` and nothing else.
 
-    ``provider_files`` are the user's own providers of the run; the case's own one is named.
+    ``provider_files`` are the user's own providers of the run; the case's own one is named. ``how``
+    are further words: those that change how a case is measured, such as ``--quick``.
     """
     words = ["dynbench", "run", "--suite", case.suite, "--providers", case.provider]
     for path in provider_files:
@@ -152,4 +165,4 @@ def repeat_command(case: Case, provider_files: Sequence[Path] = ()) -> str:
     values |= {"dtype": case.dtype, "device": case.device}
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, *how])

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dynbench import cli
+from dynbench.harness.measure import Limits, measure
 from dynbench.suites.plan import PlanOptions, plan
+from dynbench.suites.prepare import prepare
 from dynbench.suites.request import repeat_command
 from dynbench.suites.shapes import SHAPES, Shape
 
@@ -51,11 +53,14 @@ def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
 def folder(tmp_path_factory) -> Path:
     """A folder with one finished run in it, made by the command."""
     folder = tmp_path_factory.mktemp("cli")
-    done = dynbench(*TINY, "--seq", "128,256", cwd=folder)
+    done = dynbench(*TINY, "--seq", "128,256", "--report", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "4 cases, predicted: " in done.stdout
     assert "[4/4] attention/dynnsiha forward T=256 R=16 m=2: " in done.stdout
     assert "Run: dynbench-results/" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(
+        next(folder.rglob("report.html")).relative_to(folder)
+    )
     return folder
 
 
@@ -134,6 +139,7 @@ def test_show_json_has_every_column(inside, monkeypatch, capsys):
     assert [row["seq_len"] for row in rows] == [128, 128, 256, 256]
     assert all(row["run_id"] == name and len(row["samples_ms"]) >= 2 for row in rows)
     assert rows[0]["command"].startswith("dynbench run --suite attention --providers sdpa ")
+    assert rows[0]["command"].endswith(" --quick")
 
 
 def test_the_command_of_a_row_repeats_it(inside, monkeypatch, capsys):
@@ -193,8 +199,21 @@ def test_report_skips_another_schema_version(inside, monkeypatch, capsys, tmp_pa
     assert not page.exists()
 
 
-def test_a_run_without_an_ok_row_ends_with_4(tmp_path):
-    (tmp_path / "wrong.py").write_text("def attention(q, k, v):\n    return q * 0\n")
+WRONG = "def attention(q, k, v):\n    return q * 0\n"
+MEMOIZING = """
+import functools
+import torch
+
+@functools.cache
+def attention(q, k, v):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+"""
+
+
+@pytest.mark.parametrize("source", [WRONG, MEMOIZING])
+def test_a_run_without_an_ok_row_ends_with_4(source, tmp_path):
+    (tmp_path / "wrong.py").write_text(source)
     done = dynbench(
         *("run", "--device", "cpu", "--quick", "--seq", "128"),
         *("--providers", "wrong", "--provider-file", "wrong.py"),
@@ -217,6 +236,15 @@ def test_the_readmes_own_kernel_is_measured(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^my_kernel +(forward|backward).*×.* ok *$", done.stdout, re.MULTILINE)
     assert sorted(rows) == ["backward", "forward"]
+
+
+def test_an_output_may_be_an_input(tmp_path):
+    """Of one token, attention is v itself: what is overwritten before a check must not be v."""
+    file = tmp_path / "first.py"
+    file.write_text("def attention(q, k, v):\n    return v\n")
+    (case,) = plan(PlanOptions((1,), "cpu", providers=("first",), provider_files=(file,)))
+    row = measure(prepare(case, (file,)), case, {}, None, Limits.quick())
+    assert row["status"] == "ok", row["reason"]
 
 
 # Interruptions
@@ -261,6 +289,62 @@ def test_an_interrupted_run_is_resumed(stop, tmp_path):
     assert [(row["seq_len"], row["status"]) for row in after] == [(128, "ok"), (256, "ok")]
     assert after[0]["started_at"] == before[0]["started_at"]
     assert len(list(tmp_path.glob("runs/*"))) == 1
+
+
+NOTING = """
+import os
+import torch
+
+def attention(q, k, v):
+    with open("pids", "a") as pids:
+        print(os.getpid(), file=pids)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+"""
+
+
+def test_an_own_kernel_ends_its_worker_and_is_measured_again_once_edited(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(NOTING)
+    arguments = ["run", "--device", "cpu", "--quick", "--seq", "128,256", "--out", "runs"]
+    arguments += ["--providers", "mine", "--provider-file", "mine.py"]
+    assert dynbench(*arguments, cwd=tmp_path).returncode == 0
+    assert len(set((tmp_path / "pids").read_text().split())) == 2  # a worker for each of two cases
+    assert "(2 finished before)" in dynbench(*arguments, "--resume", cwd=tmp_path).stdout
+    file.write_text(file.read_text() + "# edited\n")
+    assert "2 cases, predicted" in dynbench(*arguments, "--resume", cwd=tmp_path).stdout
+    refused = dynbench(*arguments, "--no-quick", "--resume", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "this run was made with --quick; add it" in refused.stderr
+
+
+def test_a_run_goes_on_when_nobody_reads_it(tmp_path):
+    line = f"{shlex.join(command(*TINY, '--seq', '128'))} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[1:] == ["0"]
+    assert not done.stderr
+    rows = json.loads(dynbench("show", "--json", cwd=tmp_path).stdout)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert list(tmp_path.glob("dynbench-results/*/rows.parquet"))
+
+
+def test_an_encoding_without_the_signs_ends_nothing(inside):
+    done = subprocess.run(
+        command("show"),
+        cwd=inside,
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1.00?" in done.stdout
+
+
+def test_quick_cases_are_predicted_by_the_limits_they_run_under():
+    assert cli._predictor(True).slow_call_s == Limits.quick().slow_call_s
+    assert cli._predictor(False).slow_call_s == Limits().slow_call_s
 
 
 # Bad input
@@ -405,6 +489,25 @@ def test_a_config_file_sets_options_and_the_command_line_wins(tmp_path, monkeypa
     assert planned("--config", str(config)) == planned(*flags)
     assert planned("--config", str(config), "--seq", "512") == planned(*flags, "--seq", "512")
     assert len(planned("--config", str(config))) > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ('shape = "headless"', ["--q-heads", "2"]),
+        ("q-heads = 2\nkv_heads = 1", ["--shape", "headless"]),
+        ("sparsity = [0.25, 0.5]", ["--top-n", "5"]),
+        ("top_n = 5", ["--sparsity", "0.25"]),
+        ("quick = true\nisolate = true", ["--no-quick", "--no-isolate"]),
+    ],
+)
+def test_the_command_line_wins_over_what_excludes_it(text, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.toml").write_text(text)
+    common = ["--device", "cpu", "--seq", "2k", "--providers", "sdpa,dynnsiha"]
+    found = planned("--config", "sweep.toml", *common, *flags)
+    assert found == planned(*common, *flags)
+    assert found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 import traceback
@@ -33,9 +32,8 @@ def load_file(path: Path) -> Provider:
     if not callable(attention):
         raise ProviderFileError(f"provider file {path.name}: attention is not a function")
     dense = own.computes == "dense"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     called = _without_extras(attention) if dense else attention
-    return Provider(f"{path.name} sha256:{digest}", called, sparse=not dense)
+    return Provider(own.version, called, sparse=not dense)
 
 
 def _without_extras(attention: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,6 +59,34 @@ def test_speedups_refer_to_the_same_run_and_workload():
     assert "vs nsa" in text_of(rows_table(frame_of(rows), baseline="nsa"))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"machine_id": "m2"},
+        {"cpu_threads": 2},
+        {"torch_version": "2.14"},
+        {"git_commit": "c2"},
+    ],
+)
+def test_a_resumed_run_is_not_compared_across_its_conditions(other):
+    same = {"machine_id": "m", "cpu_threads": 1, "torch_version": "2.13", "git_commit": "c"}
+    rows = [row(**same), row(provider="nsa", latency_ms=3.0, **{**same, **other})]
+    assert re.findall(r"\S+×", text_of(rows_table(frame_of(rows)))) == ["1.00×"]
+
+
+def test_a_baseline_of_several_rows_is_none():
+    rows = [
+        row(provider="dynnsiha", query_tile=1),
+        row(provider="dynnsiha", query_tile=16, latency_ms=6.0),
+        row(provider="nsa", latency_ms=3.0),
+        row(provider="nsa", latency_ms=3.0, workload_id="other"),
+        row(provider="dynnsiha", workload_id="other"),
+        row(provider="dynnsiha", workload_id="other", status="error", latency_ms=None),
+    ]
+    shown = text_of(rows_table(frame_of(rows), baseline="dynnsiha"))
+    assert re.findall(r"\S+×", shown) == ["4.00×", "1.00×"]
+
+
 def test_a_failed_baseline_gives_no_speedup():
     rows = [row(status="incorrect", reason="beyond its tolerance"), row(provider="nsa")]
     shown = text_of(rows_table(frame_of(rows)))

@@ -57,6 +57,11 @@ def _leak_stdout() -> None:
     os.write(2, b"noise \xff\n")
 
 
+def _differentiate() -> None:
+    leaf = torch.ones(4, requires_grad=True)
+    torch.autograd.grad(leaf * leaf, leaf, torch.ones(4))
+
+
 def _exceed_address_space() -> None:
     held = [torch.empty(GIB, dtype=torch.uint8) for _ in range(4096)]  # never touched
     raise AssertionError(f"{len(held)} GiB were handed out")
@@ -134,5 +139,6 @@ ACTIONS = {
     "closes_pipes": _close_pipes,
     "faults_on_device": _fault_on_device,
     "oom_on_device": _run_out_of_device_memory,
+    "differentiates": _differentiate,
     "slow": lambda: time.sleep(0.2),
 }

@@ -160,6 +160,52 @@ def test_an_output_left_unwritten_is_incorrect(size, limits):
     assert measured(Subject(run, check, Work(1, 1, 1), "lazy"), limits)["status"] == "incorrect"
 
 
+def kept_answer(how: str, source: torch.Tensor, limits: Limits) -> Subject:
+    """A subject that computes once and hands out what it kept: itself, or a view of it."""
+    kept: list[torch.Tensor] = []
+
+    def run() -> torch.Tensor:
+        time.sleep(limits.slow_call_s if limits is SLOW else 0)
+        if how == "honest":
+            return source * 1
+        if how == "input":
+            return source[:]
+        if not kept:
+            kept.append(source * 1)
+        return kept[0] if how == "memo" else kept[0].view(1, -1)[0]
+
+    def check(output: torch.Tensor) -> Correctness:
+        return Correctness(float((output - 3).square().mean().sqrt() / 3), 1e-3, "all")
+
+    return Subject(run, check, Work(1, 1, 1), how, inputs=source)
+
+
+@pytest.mark.parametrize("limits", [FAST, SLOW])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [("honest", "ok"), ("input", "ok"), ("memo", "incorrect"), ("view", "incorrect")],
+)
+def test_a_kept_answer_is_no_answer(how, status, limits):
+    row = measured(kept_answer(how, torch.full((4096,), 3.0), limits), limits)
+    assert row["status"] == status
+
+
+def test_an_answer_kept_while_sampling_is_found_as_well():
+    """Honest until the check has passed, then the sample before is handed out again."""
+    calls: list[torch.Tensor] = []
+    subject = kept_answer("honest", torch.full((4096,), 3.0), FAST)
+    honest = subject.run
+
+    def run() -> torch.Tensor:
+        calls.append(honest() if len(calls) < 4 else calls[-1])
+        return calls[-1]
+
+    subject.run = run
+    row = measured(subject)
+    assert row["status"] == "incorrect"
+    assert row["reason"].startswith("after sampling: ")
+
+
 def test_memory_that_setup_holds_counts():
     held = []
     recorder = Recorder()

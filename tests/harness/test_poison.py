@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from dynbench.harness.poison import Block, output_blocks, overwritten_allocations, poison
+from dynbench.harness.poison import (
+    Block,
+    Returned,
+    output_blocks,
+    overwritten_allocations,
+    poison,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -51,3 +58,29 @@ def test_blocks_are_filled_and_freed(monkeypatch):
     poison([Block((8,), kind, cpu) for kind in kinds])
     assert all(made[i].isnan().all() for i in (0, 1, 3))
     assert (made[2] == torch.iinfo(torch.int32).max).all()
+
+
+def test_outputs_still_held_are_overwritten_where_they_lie():
+    buffer = torch.zeros(8)
+    returned = Returned(inputs=None)
+    returned.remember((buffer[2:6:2], {"lists": torch.zeros(3)}))  # the view itself is gone
+    returned.remember(torch.zeros(4))
+    returned.overwrite()
+    assert buffer.isnan().nonzero().flatten().tolist() == [2, 4]
+
+
+def test_inputs_are_never_overwritten():
+    given = torch.zeros(4)
+    returned = Returned({"operands": (given, None)})
+    returned.remember(given[1:])
+    returned.overwrite()
+    assert (given == 0).all()
+
+
+def test_outputs_are_remembered_and_not_kept():
+    returned = Returned(None)
+    output = torch.zeros(4)
+    alive = weakref.ref(output.untyped_storage())
+    returned.remember(output)
+    del output
+    assert alive() is None

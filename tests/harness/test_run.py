@@ -106,8 +106,43 @@ def test_a_case_that_outruns_the_budget_is_stopped(planted, tmp_path):
     predictor = Predictor(lambda case: 1, sample_s=0.0)
     began = time.monotonic()
     frame, _, _ = sweep(tmp_path, [planted("hangs")], budget_s=4.0, predictor=predictor)
-    assert list(frame["status"]) == ["timeout"]
+    assert list(frame["status"]) == ["skipped"]
+    assert list(frame["reason"]) == ["the budget of 4 s ended while it ran"]
     assert time.monotonic() - began < 20
+
+
+def test_a_case_at_its_own_limit_is_a_timeout_whatever_the_budget(planted, tmp_path):
+    predictor = Predictor(lambda case: 1, sample_s=0.0)
+    cases = [planted("hangs")]
+    frame, _, _ = sweep(tmp_path, cases, budget_s=60.0, timeout_s=1.0, predictor=predictor)
+    assert list(frame["status"]) == ["timeout"]
+
+
+def test_a_row_of_another_version_is_measured_again(planted, tmp_path):
+    log, root = tmp_path / "log", tmp_path / "runs"
+    cases = [planted("plain"), planted("hangs"), planted("prints")]
+    with RunWriter.create(root, "sweep") as writer:
+        path = writer.path
+    for versions in (
+        {"plain": "planted", "hangs": "one"},  # planted.py says "planted 1"
+        {"plain": "planted", "hangs": "one"},
+        {"plain": "edited", "hangs": "one"},
+        {"plain": "planted", "hangs": "two"},
+    ):
+        with RunWriter.resume(path) as writer:
+            sweep(
+                root,
+                cases,
+                writer=writer,
+                provider_files=(str(log),),
+                timeout_s=1.5,
+                version_of=lambda case, versions=versions: versions.get(case.provider),
+            )
+    assert measured_by(tmp_path / "log", suffix="") == [
+        *("plain", "hangs", "prints"),
+        "plain",
+        "hangs",
+    ]
 
 
 def test_a_resumed_run_measures_what_is_missing_and_what_was_skipped(planted, tmp_path):
@@ -162,8 +197,8 @@ def start(root: Path, resume: bool, *providers: str) -> subprocess.Popen:
     )
 
 
-def measured_by(root: Path) -> list[str]:
-    lines = Path(f"{root}.log").read_text().splitlines()
+def measured_by(root: Path, suffix: str = ".log") -> list[str]:
+    lines = Path(f"{root}{suffix}").read_text().splitlines()
     return [line.partition("/")[0] for line in lines]
 
 

@@ -73,11 +73,22 @@ def test_what_is_not_finite_is_missing(value):
         ({"latency_ms": "fast"}, TypeError),
         ({"samples_ms": 1.0}, TypeError),
         ({"status": "fine"}, ValueError),
+        ({"top_n": 2**63}, ValueError),
+        ({"seed": -(2**63) - 1}, ValueError),
     ],
 )
 def test_a_wrong_value_is_refused(values, error):
     with pytest.raises(error):
         complete_row(values)
+
+
+def test_a_number_that_no_parquet_file_takes_is_a_named_line_of_a_journal(tmp_path):
+    journal = tmp_path / "rows.jsonl"
+    journal.write_text('{"case_id": "a", "top_n": 99999999999999999999}\n{"case_id": "b"}\n')
+    rows, problems = read_journal(journal)
+    assert [row["case_id"] for row in rows] == ["b"]
+    assert len(problems) == 1
+    assert "line 1 is no row: column top_n takes 64 bits" in problems[0]
 
 
 def test_every_column_is_declared_once_and_explained():

@@ -18,7 +18,7 @@ from dynbench.harness.store import (
     OutputError,
     RunWriter,
     check_output_root,
-    finished_case_ids,
+    finished_rows,
     frame_of,
     list_runs,
     read_runs,
@@ -235,17 +235,26 @@ def test_resume_cuts_a_torn_line_off_first(tmp_path):
     journal = path / "rows.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])
     with RunWriter.resume(path) as writer:
-        assert writer.finished_case_ids() == {"a"}
+        assert set(writer.finished_rows()) == {"a"}
         writer.append(row("b"))
         writer.finish()
     assert cases_of(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_quick_run_is_resumed_as_one(tmp_path, quick):
+    with RunWriter.create(tmp_path, "x", quick=quick) as writer:
+        path = writer.path
+    with pytest.raises(OutputError, match=r"--quick.*leave.*--resume"):
+        RunWriter.resume(path, quick=not quick)
+    RunWriter.resume(path, quick=quick).close()
 
 
 def test_skipped_cases_are_not_finished_and_failed_ones_are(tmp_path):
     with RunWriter.create(tmp_path, "x") as writer:
         for status in ("ok", "error", "timeout", "skipped"):
             writer.append(row(status, status=status))
-    assert finished_case_ids(writer.path) == {"ok", "error", "timeout"}
+    assert set(finished_rows(writer.path)) == {"ok", "error", "timeout"}
 
 
 @pytest.mark.parametrize("dies_in", ["write_parquet", "replace", "unlink"])
@@ -383,7 +392,7 @@ def test_unreadable_parquet_raises_where_it_must(tmp_path):
     path = make_run(tmp_path, "a")
     (path / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(StoreError, match=r"rows\.parquet"):
-        finished_case_ids(path)
+        finished_rows(path)
 
 
 def test_ten_thousand_rows_are_read_in_seconds(tmp_path):

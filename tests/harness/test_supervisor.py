@@ -135,6 +135,30 @@ def test_isolation_keeps_the_ceilings_and_nothing_else(planted, tmp_path):
     assert {row["ceiling_copy_gb_s"] for row in rows} == {rates[0]}
 
 
+def test_a_worker_ends_with_a_case_that_is_distrusted(planted, tmp_path):
+    log = tmp_path / "log"
+    with Supervisor(
+        PREPARE,
+        provider_files=[str(log)],
+        quick=True,
+        distrust=lambda case: case.provider == "prints",
+    ) as supervisor:
+        supervisor.ceilings.update(CEILINGS)
+        for name in ("plain", "prints", "expects_defaults"):
+            assert supervisor.measure(planted(name), LIMIT_S)["status"] == "ok"
+    pid = pids(log)
+    assert pid["plain"] == pid["prints"] != pid["expects_defaults"]
+
+
+def test_what_torch_imports_late_is_no_memory_of_a_case(planted):
+    """The first torch.autograd.grad of a process imports sympy: over 30 MiB."""
+    with Supervisor(PREPARE, quick=True) as supervisor:
+        supervisor.ceilings.update(CEILINGS)
+        row = supervisor.measure(planted("differentiates"), LIMIT_S)
+    assert row["status"] == "ok"
+    assert row["peak_memory_bytes"] < 8 * 2**20
+
+
 def test_hangs_and_deaths_between_cases(planted, tmp_path):
     log = tmp_path / "log"
     with Supervisor(PREPARE, provider_files=[str(log)], quick=True) as supervisor:

@@ -19,7 +19,7 @@ def test_columns_from_readings():
         Reading(1.0, 1200.0, 2000.0, 500.0, 60.0, POWER_CAP),
         Reading(2.0, 1100.0, 2000.0, 400.0, 55.0, THERMAL | 0x02),
     ]
-    columns = telemetry_columns(readings, [0.1, 0.9, 1.2, 1.9])
+    columns = telemetry_columns(readings, [0.1, 0.9, 1.2, 1.9], [0.05] * 4)
     assert columns == {
         "sm_clock_mhz": 1100.0,
         "memory_clock_mhz": 2000.0,
@@ -37,15 +37,22 @@ def test_columns_from_readings():
     complete_row(columns)
 
 
+@pytest.mark.parametrize(("duration_s", "throttled"), [(2.5, 0), (3.5, 1), (10.0, 1)])
+def test_a_slow_down_in_the_middle_of_a_sample_counts(duration_s, throttled):
+    bits = [IDLE, IDLE, IDLE, THERMAL, IDLE]
+    readings = [Reading(float(at_s), event_bits=b) for at_s, b in enumerate(bits)]
+    assert telemetry_columns(readings, [0.0], [duration_s])["throttled_samples"] == throttled
+
+
 def test_nothing_read_is_nothing_said():
-    assert set(telemetry_columns([Reading(0.0)], [0.0]).values()) == {None}
+    assert set(telemetry_columns([Reading(0.0)], [0.0], [1.0]).values()) == {None}
 
 
 def test_a_cpu_has_its_clock_only(monkeypatch):
     monkeypatch.setattr(telemetry, "cpu_mhz", lambda: 2600.0)
     with Telemetry("cpu") as watched:
         start = time.perf_counter()
-    columns = watched.columns([start], start)
+    columns = watched.columns([start], [0.0])
     assert columns["sm_clock_mhz"] == 2600.0
     assert columns["power_w"] is None
     assert columns["throttled_samples"] is None
@@ -86,10 +93,9 @@ def test_the_poller_looks_while_samples_are_taken(monkeypatch):
         for _ in range(3):
             starts.append(time.perf_counter())
             time.sleep(0.03)
-        end = time.perf_counter()
     looks = device.looks
     assert looks >= 5
-    columns = watched.columns(starts, end)
+    columns = watched.columns(starts, [0.03] * 3)
     clocks = columns["samples_sm_clock_mhz"]
     assert clocks == sorted(clocks, reverse=True)
     assert len(set(clocks)) == 3
@@ -108,7 +114,7 @@ def test_readings_from_before_the_samples_are_left_out(monkeypatch):
         before = device.looks
         start = time.perf_counter()
         time.sleep(0.03)
-    columns = watched.columns([start], time.perf_counter())
+    columns = watched.columns([start], [0.03])
     assert columns["sm_clock_mhz"] < 2000.0 - before + 4
 
 

@@ -119,7 +119,7 @@ def test_samples_know_when_they_began():
     for ms, start_s in ((500.0, 7.0), (250.0, 8.0)):
         samples.add(Timed(ms, start_s))
     assert samples.at_s == [0.0, 1.0]
-    assert samples.end_s == 8.25
+    assert samples.durations_s == [0.5, 0.25]
 
 
 def test_unknown_timer_is_named():

@@ -12,6 +12,7 @@ from dynbench.suites.request import (
     choose_device,
     choose_shapes,
     describe,
+    overridden,
     parse_duration_s,
     parse_names,
     parse_numbers,
@@ -113,3 +114,23 @@ def test_the_kind_of_work_in_one_line():
     assert describe(cases) == (
         "attention backward in float32, attention forward in float32, heads (H/K/D) 1/1/64"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        ({"q-heads"}, {"q-heads", "shape"}),
+        ({"shape"}, {"shape", "q-heads", "kv-heads", "head-dim"}),
+        ({"top-n"}, {"top-n", "sparsity"}),
+        ({"sparsity"}, {"sparsity", "top-n"}),
+        ({"seq"}, {"seq"}),
+        (set(), set()),
+    ],
+)
+def test_a_command_line_overrides_what_excludes_it(given, gone):
+    assert overridden(given) == gone
+
+
+def test_further_words_of_a_command():
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("sdpa",)))
+    assert repeat_command(case, how=["--quick"]) == repeat_command(case) + " --quick"
