@@ -99,11 +99,6 @@ class RunSummary:
     already_done: int = 0
     wall_s: float = 0.0
 
-    @property
-    def any_ok(self) -> bool:
-        """Whether at least one row of this call is ``ok``."""
-        return self.counts.get("ok", 0) > 0
-
 
 def run_cases(
     cases: Sequence[Case],

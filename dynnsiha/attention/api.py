@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from .blockwise import blockwise
@@ -133,6 +134,16 @@ def _one(
     if block_indices is not None:
         block_indices = checked_lists(block_indices, q, k, config)
     run = BACKENDS["blockwise" if backend == "auto" else backend]
-    return run(
-        q, k, v, gates, config, block_indices=block_indices, k_cmp=k_cmp, v_cmp=v_cmp, scale=scale
-    )
+    # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
+    with torch.autocast(q.device.type, enabled=False):
+        return run(
+            q,
+            k,
+            v,
+            gates,
+            config,
+            block_indices=block_indices,
+            k_cmp=k_cmp,
+            v_cmp=v_cmp,
+            scale=scale,
+        )

@@ -70,7 +70,6 @@ def test_a_sweep_goes_on_whatever_a_case_does(planted, tmp_path):
     assert list(frame["provider"]) == providers
     assert list(frame["status"]) == ["ok", "error", "error", "timeout", "error", "ok"]
     assert summary.counts == {"ok": 2, "error": 3, "timeout": 1}
-    assert summary.any_ok
     assert list(frame["command"]) == providers
     assert list(frame["case_id"]) == [case.case_id for case in cases]
     for column in ("run_id", "machine_id", "started_at", "load_average", "python_version"):

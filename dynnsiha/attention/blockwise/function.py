@@ -49,7 +49,7 @@ def blockwise(
 
 
 def _own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run outside autocast: each product below chooses its dtypes itself."""
+    """Run outside autocast, as the forward pass does: backward may be called inside of it."""
 
     @functools.wraps(method)
     def run(ctx: Any, first: Tensor, *rest: Any) -> Any:
@@ -61,7 +61,6 @@ def _own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    @_own_precision
     def forward(
         ctx: Any,
         q: Tensor,

@@ -269,6 +269,20 @@ def test_low_precision_inputs_rank_blocks_and_sum_in_float32(backend):
     )  # means of k are rounded once; ranks in bfloat16 change three times as many
 
 
+@pytest.mark.parametrize("backend", ["reference", "blockwise"])
+def test_autocast_changes_nothing(backend):
+    """Neither lists nor outputs nor gradients, though backward is called inside of it."""
+    inputs, grad = operands(300, 4, 1, 16, dtype=torch.float32)
+    config = CONFIGS["hybrid"]
+    expected, aux, grads = run(inputs, grad, config, "blockwise")
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out, own_aux = native_sparse_attention(*inputs, config, backend=backend, return_aux=True)
+        own = torch.autograd.grad(out, inputs, grad) if backend == "blockwise" else grads
+    torch.testing.assert_close(out, expected)
+    assert all(map(torch.equal, lists_of(own_aux), lists_of(aux)))
+    assert all(map(torch.equal, own, grads))
+
+
 def test_inputs_are_left_alone():
     inputs, grad = operands(130, 2, 1, 8)
     copies = [x.detach().clone() for x in inputs]
