@@ -1,0 +1,303 @@
+"""Key-block-outer part of the selected branch: each block meets all queries that chose it.
+
+A program loads one block of keys and values and gathers the queries of one segment of pairs. It
+serves what is not shared by neighbours: private blocks, and all of exact NSA's. Every pair leaves a
+partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. They are summed in
+the order of the slots (``tiles``), so that nothing depends on the order of programs; what lies in
+slots without a block is undefined and never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..config import BRANCHES
+from .geometry import line_of
+from .lists import Lists
+from .order import Order, Segments, segment_of
+from .problem import Gradients, Operands, Piece, Problem
+from .softmax import keys_of, rows_of
+
+
+def forward(
+    problem: Problem, piece: Piece, lists: Lists, operands: Operands, order: Order
+) -> tuple[Tensor, Tensor]:
+    """Partial outputs [rows, K, slots, G, D] and log-sum-exps in base 2 [rows, K, slots, G]."""
+    q, k, v = operands.q, operands.k, operands.v
+    slots = lists.private.shape[-1]
+    shape = (piece.rows, piece.heads, slots, problem.group)
+    part = torch.empty(*shape, problem.head_dim, dtype=q.dtype, device=q.device)
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    tuned = problem.tuned("pairs")
+    _forward[(len(order.key),)](
+        q,
+        k,
+        v,
+        part,
+        lse,
+        order.pair,
+        order.first,
+        order.segment,
+        order.key,
+        order.length,
+        problem.block_table,
+        problem.scale2,
+        *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+        problem.geometry.blocks,
+        piece.heads,
+        piece.first_head,
+        piece.first_row,
+        slots,
+        **problem.shape,
+        **tuned.launch,
+        BS=problem.config.block_size,
+        DIAGONAL=problem.given,
+    )
+    return part, lse
+
+
+@triton.jit
+def _forward(
+    q,
+    k,
+    v,
+    part,
+    lse,
+    pair,
+    first,
+    segment,
+    key,
+    length,
+    table,
+    scale2,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    blocks,
+    piece_heads,
+    first_head,
+    first_row,
+    slots,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    BQ: tl.constexpr,
+    BS: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+):
+    bins = piece_heads * blocks
+    begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
+    if begin < end:
+        kv = bin_ // blocks + first_head
+        key_row, _s, key_end, _b, _w, _t = line_of(table, bin_ % blocks)
+        count = key_end - key_row
+        keys = keys_of(k + kv * k_h, key_row, count, k_t, BS, D)
+        values = keys_of(v + kv * v_h, key_row, count, v_t, BS, D)
+        r = tl.arange(0, BQ * GP)
+        g = r % GP
+        for i in range(begin, end, BQ):
+            at = i + r // GP
+            live = (at < end) & (g < G)
+            number = tl.load(pair + at, mask=live, other=0)
+            token = first_row + (number // (slots * piece_heads)).to(tl.int32)
+            tile = rows_of(q, token, kv * G + g, live, q_t, q_h, D)
+            s = tl.dot(tile, tl.trans(keys)) * scale2
+            if DIAGONAL:
+                s = tl.where((key_row + tl.arange(0, BS))[None, :] <= token[:, None], s, -1.0e30)
+            top = tl.max(s, 1)
+            p = tl.exp2(s - top[:, None])
+            total = tl.sum(p, 1)
+            o = tl.dot(p.to(values.dtype), values) / total[:, None]
+            line = number * G + g
+            d = tl.arange(0, D)
+            tl.store(
+                part + line[:, None] * D + d[None, :],
+                o.to(part.dtype.element_ty),
+                mask=live[:, None],
+            )
+            tl.store(lse + line, top + tl.log2(total), mask=live)
+
+
+def backward(
+    problem: Problem,
+    piece: Piece,
+    lists: Lists,
+    operands: Operands,
+    grads: Gradients,
+    order: Order,
+) -> tuple[Tensor, Segments]:
+    """Partial dq [rows, K, slots, G, D], without the factor ``scale``, and segments of dk, dv."""
+    slots = lists.private.shape[-1]
+    shape = (piece.rows, piece.heads, slots, problem.group, problem.head_dim)
+    dq = torch.empty(shape, dtype=operands.q.dtype, device=operands.q.device)
+    segments = _launch(problem, piece, operands, grads, order, dq, slots, problem.given, None, 1)
+    return dq, segments
+
+
+def backward_shared(
+    problem: Problem,
+    piece: Piece,
+    lists: Lists,
+    operands: Operands,
+    grads: Gradients,
+    order: Order,
+) -> Segments:
+    """Segments of dk and dv that the walked blocks of ``lists`` leave, for all queries."""
+    table = problem.geometry.programs(lists.span) if lists.span > 1 else None
+    whole = replace(piece, first_row=0)
+    diagonal = lists.local == 0
+    return _launch(
+        problem, whole, operands, grads, order, None, lists.slots, diagonal, table, lists.span
+    )
+
+
+def _launch(
+    problem: Problem,
+    piece: Piece,
+    operands: Operands,
+    grads: Gradients,
+    order: Order,
+    dq: Tensor | None,
+    slots: int,
+    diagonal: bool,
+    units: Tensor | None,
+    span: int,
+) -> Segments:
+    q, k, v = operands.q, operands.k, operands.v
+    size = problem.config.block_size
+    shape = (len(order.key), size, problem.head_dim)
+    dk, dv = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
+    tuned = problem.tuned("pairs backward", None if units is None else span)
+    branch = BRANCHES.index("selected")
+    _backward[(len(order.key),)](
+        q,
+        k,
+        v,
+        grads.out,
+        grads.logs[branch],
+        grads.delta[branch],
+        dk if dq is None else dq,
+        dk,
+        dv,
+        order.pair,
+        order.first,
+        order.segment,
+        order.key,
+        order.length,
+        problem.block_table,
+        problem.block_table if units is None else units,
+        problem.scale2,
+        *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+        problem.geometry.blocks,
+        problem.kv_heads,
+        piece.heads,
+        piece.first_head,
+        piece.first_row,
+        slots,
+        **problem.shape,
+        **tuned.launch,
+        BS=size,
+        SUB=1 if units is None else span // tuned.queries,
+        SINGLE=units is None,
+        DIAGONAL=diagonal,
+        DQ=dq is not None,
+    )
+    return Segments(dk, dv, order.segment)
+
+
+@triton.jit
+def _backward(
+    q,
+    k,
+    v,
+    grad,
+    logs,
+    delta,
+    dq,
+    dk,
+    dv,
+    pair,
+    first,
+    segment,
+    key,
+    length,
+    table,
+    units,
+    scale2,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    blocks,
+    kv_heads,
+    piece_heads,
+    first_head,
+    first_row,
+    slots,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    BQ: tl.constexpr,
+    BS: tl.constexpr,
+    SUB: tl.constexpr,
+    SINGLE: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    DQ: tl.constexpr,
+):
+    bins = piece_heads * blocks
+    begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
+    if begin < end:
+        kv = bin_ // blocks + first_head
+        heads = kv_heads * G
+        key_row, _s, key_end, _b, _w, _t = line_of(table, bin_ % blocks)
+        count = key_end - key_row
+        keys = keys_of(k + kv * k_h, key_row, count, k_t, BS, D)
+        values = keys_of(v + kv * v_h, key_row, count, v_t, BS, D)
+        r = tl.arange(0, BQ * GP)
+        g = r % GP
+        head = kv * G + g
+        d = tl.arange(0, D)
+        dk_acc = tl.zeros([BS, D], tl.float32)
+        dv_acc = tl.zeros([BS, D], tl.float32)
+        for i in range(begin * SUB, end * SUB, BQ if SINGLE else 1):
+            if SINGLE:
+                at = i + r // GP
+                live = (at < end) & (g < G)
+                number = tl.load(pair + at, mask=live, other=0)
+                token = first_row + (number // (slots * piece_heads)).to(tl.int32)
+            else:
+                number = tl.load(pair + i // SUB)
+                row, _1, stop, _2, _3, _4 = line_of(units, number // (slots * piece_heads))
+                token = row + (i % SUB) * BQ + r // GP
+                live = (token < stop) & (g < G)
+            tile = rows_of(q, token, head, live, q_t, q_h, D)
+            tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
+            line = token.to(tl.int64) * heads + head
+            log = tl.load(logs + line, mask=live, other=float("inf"))
+            shift = tl.load(delta + line, mask=live, other=0.0)
+            s = tl.dot(keys, tl.trans(tile)) * scale2
+            p = tl.exp2(s - log[None, :])
+            if DIAGONAL:
+                p = tl.where((key_row + tl.arange(0, BS))[:, None] <= token[None, :], p, 0.0)
+            dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
+            dp = tl.dot(values, tl.trans(tile_grad))
+            ds = (p * (dp - shift[None, :])).to(tile.dtype)
+            dk_acc = tl.dot(ds, tile, dk_acc)
+            if DQ:
+                part = tl.dot(tl.trans(ds), keys)
+                to = (number * G + g)[:, None] * D + d[None, :]
+                tl.store(dq + to, part.to(dq.dtype.element_ty), mask=live[:, None])
+        at = tl.program_id(0).to(tl.int64) * BS * D
+        at = at + tl.arange(0, BS)[:, None] * D + d[None, :]
+        tl.store(dk + at, dk_acc)
+        tl.store(dv + at, dv_acc)

@@ -1,0 +1,52 @@
+"""Before the backward kernels: gradients of the gates, and per row what probabilities come from."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .problem import Gradients, Outputs, Problem
+
+
+def prepare(
+    problem: Problem, outputs: Outputs, gates: Tensor, grad: Tensor
+) -> tuple[Gradients, Tensor]:
+    """The gradient's companions, and the gradient of the gates [tokens, H, 3]."""
+    tokens, heads, width = grad.shape
+    logs = torch.empty(3, tokens, heads, dtype=torch.float32, device=grad.device)
+    delta = torch.empty_like(logs)
+    dgates = torch.zeros_like(gates)
+    branches = (
+        ("compressed", outputs.compressed, outputs.lse_compressed),
+        ("selected", outputs.selected, outputs.lse_selected),
+        ("sliding", outputs.sliding, outputs.lse_sliding),
+    )
+    rows = 32
+    for i, (name, out, lse) in enumerate(branches):
+        if name in problem.config.branches:
+            _prepare[(triton.cdiv(tokens * heads, rows),)](
+                grad, out, lse, gates, logs[i], delta[i], dgates, tokens * heads, i, D=width, N=rows
+            )
+    return Gradients(grad, logs, delta), dgates
+
+
+@triton.jit
+def _prepare(
+    grad, out, lse, gates, logs, delta, dgates, count, branch, D: tl.constexpr, N: tl.constexpr
+):
+    line = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    live = line < count
+    at = line[:, None] * D + tl.arange(0, D)[None, :]
+    product = tl.load(grad + at, mask=live[:, None], other=0.0).to(tl.float32)
+    product *= tl.load(out + at, mask=live[:, None], other=0.0).to(tl.float32)
+    inner = tl.sum(product, 1)
+    tl.store(dgates + line * 3 + branch, inner.to(dgates.dtype.element_ty), mask=live)
+    tl.store(delta + line, inner, mask=live)
+    gate = tl.load(gates + line * 3 + branch, mask=live, other=0.0).to(tl.float32)
+    log = tl.load(lse + line, mask=live, other=float("-inf"))
+    # Rows that saw nothing, and shut gates, get +inf: their probabilities are 0.
+    open_ = (log > float("-inf")) & (gate > 0)
+    log = tl.where(open_, log - tl.log2(tl.where(open_, gate, 1.0)), float("inf"))
+    tl.store(logs + line, log, mask=live)

@@ -1,0 +1,164 @@
+"""What a call is made of: its sizes, its operands, its lists, and the pieces it is done in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import triton
+from torch import Tensor
+
+from ..config import NSAConfig
+from .geometry import Geometry
+from .tuning import Tuned, tuned
+
+_PARTIAL_BYTES = 1 << 30  # for the partial results of one piece
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes and settings of one call.
+
+    Attributes:
+        given: the lists were not chosen here, so nothing is known of them.
+        differentiate: a backward pass may follow.
+    """
+
+    geometry: Geometry
+    config: NSAConfig
+    kv_heads: int
+    group: int
+    head_dim: int
+    scale: float
+    given: bool
+    differentiate: bool
+
+    @property
+    def tile(self) -> int:
+        """R, neighbouring queries that share a list."""
+        assert isinstance(self.config.query_tile, int)
+        return self.config.query_tile
+
+    @property
+    def scale2(self) -> float:
+        """The scale of logits in base 2."""
+        return self.scale * math.log2(math.e)
+
+    @property
+    def padded_group(self) -> int:
+        """G as a power of two."""
+        return triton.next_power_of_2(self.group)
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Constants that all kernels take."""
+        return {"G": self.group, "GP": self.padded_group, "D": self.head_dim}
+
+    @cached_property
+    def block_table(self) -> Tensor:
+        """A line of the geometry for every block."""
+        return self.geometry.programs(self.config.block_size)
+
+    def tuned(self, kernel: str, most_queries: int | None = None) -> Tuned:
+        """Sizes and launch options of a kernel whose tiles hold ``most_queries`` or fewer."""
+        return tuned(kernel, self.padded_group, self.head_dim, self.config, most_queries)
+
+    def pieces(self, slots: int) -> Iterator[Piece]:
+        """Blocks and heads whose ``slots`` partial results a query fit the budget."""
+        for pieces in self.pieces_by_head(slots):
+            yield from pieces
+
+    def pieces_by_head(self, slots: int) -> Iterator[list[Piece]]:
+        """As ``pieces``, those of the same heads together."""
+        geometry, size = self.geometry, self.config.block_size
+        row_bytes = 2 * max(1, slots) * self.group * self.head_dim
+        heads = max(1, min(self.kv_heads, _PARTIAL_BYTES // (geometry.tokens * row_bytes)))
+        heads = triton.cdiv(self.kv_heads, triton.cdiv(self.kv_heads, heads))
+        most = max(1, _PARTIAL_BYTES // (heads * row_bytes * size))
+        blocks = triton.cdiv(geometry.blocks, triton.cdiv(geometry.blocks, most))
+        rows = self._first_rows()
+        for head in range(0, self.kv_heads, heads):
+            several = min(heads, self.kv_heads - head)
+            pieces = []
+            for block in range(0, geometry.blocks, blocks):
+                stop = min(block + blocks, geometry.blocks)
+                pieces.append(
+                    Piece(head, several, block, stop - block, rows[block], rows[stop] - rows[block])
+                )
+            yield pieces
+
+    def first_blocks(self, first_row: int, rows: int | None) -> Tensor:
+        """First block of the sequence of each token: int32 [rows]."""
+        if len(self.geometry.bounds) == 2:
+            return self.block_table[:1, 3].expand(self.geometry.tokens if rows is None else rows)
+        stop = None if rows is None else first_row + rows
+        return self.geometry.programs(1)[first_row:stop, 3]
+
+    def _first_rows(self) -> list[int]:
+        """First token of every block, and the number of tokens."""
+        rows: list[int] = []
+        bounds, size = self.geometry.bounds, self.config.block_size
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            rows.extend(range(begin, end, size))
+        return [*rows, bounds[-1]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some key/value heads and some blocks of queries."""
+
+    first_head: int
+    heads: int
+    first_block: int
+    blocks: int
+    first_row: int
+    rows: int
+
+    def of(self, lists: Tensor) -> Tensor:
+        """The piece's part of [tokens, K, n]."""
+        head = slice(self.first_head, self.first_head + self.heads)
+        return lists[self.first_row : self.first_row + self.rows, head]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """q [tokens, H, D], k and v [tokens, K, D], summaries [windows, K, D], gates [tokens, H, 3]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_cmp: Tensor
+    v_cmp: Tensor
+    gates: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the forward pass writes: o and outputs of branches [tokens, H, D], lse [tokens, H].
+
+    Without a backward pass to come, the outputs of the selected and the sliding branch are None.
+    """
+
+    out: Tensor
+    compressed: Tensor | None
+    selected: Tensor | None
+    sliding: Tensor | None
+    lse_compressed: Tensor | None
+    lse_selected: Tensor
+    lse_sliding: Tensor | None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradient of o [tokens, H, D], and per branch what probabilities are recomputed from.
+
+    Attributes:
+        logs: float32 [3, tokens, H], lse - log2(gate): exp2(s - logs) is the gated probability.
+        delta: float32 [3, tokens, H], inner product of the gradient and the branch's output.
+    """
+
+    out: Tensor
+    logs: Tensor
+    delta: Tensor

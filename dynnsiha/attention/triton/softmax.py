@@ -1,0 +1,65 @@
+"""Pieces that the attention kernels share: tiles of rows, and softmax in base 2.
+
+A tile is BQ neighbouring queries times the G query heads of one key/value head, padded to a power
+of two GP; row r holds query r // GP and head r % GP. Log-sum-exps are in base 2 inside of the
+kernels, -inf where a row saw nothing. The running maximum starts at a finite value, so that a row
+that has seen nothing yields exp2(-inf) = 0 and no NaN.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_of(pointer, token, head, live, stride_t, stride_h, D: tl.constexpr):
+    """Rows [M, D] of a tensor [tokens, heads, D]; 0 where a row is not ``live``."""
+    d = tl.arange(0, D)
+    at = token.to(tl.int64)[:, None] * stride_t + (head * stride_h)[:, None] + d[None, :]
+    return tl.load(pointer + at, mask=live[:, None], other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, value, token, head, live, stride_t, stride_h, D: tl.constexpr):
+    """Counterpart of ``rows_of``."""
+    d = tl.arange(0, D)
+    at = token.to(tl.int64)[:, None] * stride_t + (head * stride_h)[:, None] + d[None, :]
+    tl.store(pointer + at, value.to(pointer.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit
+def keys_of(pointer, first, count, stride, N: tl.constexpr, D: tl.constexpr):
+    """Rows first ... first + N - 1 of [tokens, D], as [N, D]; 0 from ``count`` on."""
+    n, d = tl.arange(0, N), tl.arange(0, D)
+    at = pointer + tl.cast(first, tl.int64) * stride
+    return tl.load(at + n[:, None] * stride + d[None, :], mask=(n < count)[:, None], other=0.0)
+
+
+@triton.jit
+def fresh(M: tl.constexpr, D: tl.constexpr):
+    """Running maximum, sum and output of a row that has seen nothing."""
+    return (
+        tl.full([M], -1.0e30, tl.float32),
+        tl.zeros([M], tl.float32),
+        tl.zeros([M, D], tl.float32),
+    )
+
+
+@triton.jit
+def absorb(s, v, top, total, acc):
+    """Online softmax: take logits s [M, N] in base 2 and values v [N, D] into the running state."""
+    higher = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - higher[:, None])
+    fade = tl.exp2(top - higher)
+    total = total * fade + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None])
+    return higher, total, acc
+
+
+@triton.jit
+def finished(top, total, acc):
+    """Output and log-sum-exp of the running state; 0 and -inf where nothing was seen."""
+    some = total > 0
+    out = acc / tl.where(some, total, 1.0)[:, None]
+    return out, tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf"))

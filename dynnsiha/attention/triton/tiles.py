@@ -1,0 +1,441 @@
+"""Query-outer kernels: a tile of neighbouring queries walks its window and its shared list.
+
+The newest ``LOCAL`` blocks are in the window and in every list: their logits and products are
+computed once and enter both branches. The forward kernel merges what ``pairs`` left for each query,
+applies the gates and writes the only pass over o; the backward one sums all of dq.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .geometry import line_of, windows_seen
+from .lists import Lists
+from .problem import Gradients, Operands, Outputs, Piece, Problem
+from .softmax import absorb, finished, fresh, keys_of, rows_of, store_rows
+
+
+def forward(
+    problem: Problem,
+    piece: Piece,
+    operands: Operands,
+    lists: Lists,
+    parts: tuple[Tensor, Tensor] | None,
+    outputs: Outputs,
+) -> None:
+    """Write o, and the branches' outputs and log-sum-exps where ``outputs`` has room for them."""
+    q, k, v, gates = operands.q, operands.k, operands.v, operands.gates
+    tuned = problem.tuned("tiles", lists.span)
+    size = problem.config.block_size
+    part, part_lse = (q, outputs.lse_selected) if parts is None else parts
+    some = outputs.out
+    _forward[(piece.blocks * (size // tuned.queries), piece.heads)](
+        q,
+        k,
+        v,
+        gates,
+        some if outputs.compressed is None else outputs.compressed,
+        lists.shared,
+        lists.private,
+        part,
+        part_lse,
+        outputs.out,
+        some if outputs.selected is None else outputs.selected,
+        some if outputs.sliding is None else outputs.sliding,
+        outputs.lse_selected,
+        outputs.lse_selected if outputs.lse_sliding is None else outputs.lse_sliding,
+        problem.block_table,
+        problem.scale2,
+        *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+        *(lists.shared.stride(0), lists.shared.stride(1)),
+        *(lists.private.stride(0), lists.private.stride(1)),
+        problem.kv_heads,
+        piece.first_block,
+        piece.heads,
+        piece.first_head,
+        piece.first_row,
+        problem.config.window,
+        lists.private.shape[-1],
+        **problem.shape,
+        **tuned.launch,
+        BS=size,
+        **lists.constants,
+        COMPRESSED="compressed" in problem.config.branches,
+        SELECTED="selected" in problem.config.branches,
+        SLIDING="sliding" in problem.config.branches,
+        TRAIN=outputs.sliding is not None,
+    )
+
+
+@triton.jit
+def listed(lists, unit, kv, stride_t, stride_h, slot, INIT: tl.constexpr, SKIP: tl.constexpr):
+    """A block of a shared list, whose slots INIT ... INIT + SKIP - 1 are handled elsewhere."""
+    at = tl.where(slot < INIT, slot, slot + SKIP)
+    return tl.load(lists + unit.to(tl.int64) * stride_t + kv * stride_h + at)
+
+
+@triton.jit
+def slots_used(
+    lists,
+    unit,
+    kv,
+    stride_t,
+    stride_h,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    INIT: tl.constexpr,
+    SKIP: tl.constexpr,
+):
+    """Slots up to the last filled one: under top_p, or early in a sequence, fewer than SLOTS."""
+    slot = tl.arange(0, WIDTH)
+    at = tl.where(slot < INIT, slot, slot + SKIP)
+    inside = slot < SLOTS
+    at = lists + unit.to(tl.int64) * stride_t + kv * stride_h + at
+    block = tl.load(at, mask=inside, other=-1)
+    return tl.max(tl.where(block >= 0, slot + 1, 0))
+
+
+@triton.jit
+def _forward(
+    q,
+    k,
+    v,
+    gates,
+    o_cmp,
+    shared,
+    private,
+    part,
+    part_lse,
+    out,
+    o_slc,
+    o_win,
+    lse_slc,
+    lse_win,
+    table,
+    scale2,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    shared_t,
+    shared_h,
+    private_t,
+    private_h,
+    kv_heads,
+    first_block,
+    piece_heads,
+    first_head,
+    first_row,
+    window,
+    pairs,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    BQ: tl.constexpr,
+    BS: tl.constexpr,
+    R: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    INIT: tl.constexpr,
+    LOCAL: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    SELECTED: tl.constexpr,
+    SLIDING: tl.constexpr,
+    TRAIN: tl.constexpr,
+):
+    SUB: tl.constexpr = BS // BQ
+    pid = tl.program_id(0)
+    block_row, start, end, _b, _w, tile0 = line_of(table, first_block + pid // SUB)
+    row = block_row + (pid % SUB) * BQ
+    if row < end:
+        kv = first_head + tl.program_id(1)
+        heads = kv_heads * G
+        r = tl.arange(0, BQ * GP)
+        n = tl.arange(0, BS)
+        token, head = row + r // GP, kv * G + r % GP
+        live = (token < end) & (r % GP < G)
+        tile = rows_of(q, token, head, live, q_t, q_h, D)
+        line = token.to(tl.int64) * heads + head
+        k_head, v_head = k + kv * k_h, v + kv * v_h
+
+        top, total, acc = fresh(BQ * GP, D)
+        for i in range(0, tl.minimum(LOCAL, (block_row - start) // BS + 1)):
+            key_row = block_row - i * BS
+            keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
+            values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+            s = tl.dot(tile, tl.trans(keys)) * scale2
+            if i == 0:
+                s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
+            top, total, acc = absorb(s, values, top, total, acc)
+
+        if SLIDING:
+            w_top, w_total, w_acc = top, total, acc
+            if LOCAL > 0:
+                stop = block_row - (LOCAL - 1) * BS
+            else:
+                stop = tl.minimum(row + BQ, end)
+            oldest = tl.maximum(row - window + 1 - start, 0) // BS * BS + start
+            for key_row in range(oldest, stop, BS):
+                keys = keys_of(k_head, key_row, stop - key_row, k_t, BS, D)
+                values = keys_of(v_head, key_row, stop - key_row, v_t, BS, D)
+                s = tl.dot(tile, tl.trans(keys)) * scale2
+                if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
+                    column = (key_row + n)[None, :]
+                    seen = (column <= token[:, None]) & (column > token[:, None] - window)
+                    s = tl.where(seen, s, float("-inf"))
+                w_top, w_total, w_acc = absorb(s, values, w_top, w_total, w_acc)
+            o, logs = finished(w_top, w_total, w_acc)
+            if TRAIN:
+                store_rows(o_win, o, token, head, live, heads * D, D, D)
+                tl.store(lse_win + line, logs, mask=live)
+            gate = tl.load(gates + line * 3 + 2, mask=live, other=0.0).to(tl.float32)
+            result = gate[:, None] * o
+        else:
+            result = tl.zeros([BQ * GP, D], tl.float32)
+
+        if SELECTED:
+            unit = row if R == 1 else tile0 + (row - start) // R
+            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, WIDTH, INIT, LOCAL)
+            for i in range(0, used):
+                block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
+                key_row = start + tl.maximum(block, 0) * BS
+                keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
+                values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+                s = tl.dot(tile, tl.trans(keys)) * scale2
+                if (block < 0) | (key_row + BS > row):
+                    seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
+                    s = tl.where(seen, s, float("-inf"))
+                top, total, acc = absorb(s, values, top, total, acc)
+            for i in range(0, pairs):
+                at = private + token.to(tl.int64) * private_t + kv * private_h + i
+                filled = tl.load(at, mask=live, other=-1) >= 0
+                local = (token - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
+                at = (local * pairs + i) * G + r % GP
+                logs = tl.load(part_lse + at, mask=filled, other=float("-inf"))
+                d = tl.arange(0, D)
+                at = part + at[:, None] * D + d[None, :]
+                o = tl.load(at, mask=filled[:, None], other=0.0).to(tl.float32)
+                higher = tl.maximum(top, logs)
+                fade, weight = tl.exp2(top - higher), tl.exp2(logs - higher)
+                total = total * fade + weight
+                acc = acc * fade[:, None] + o * weight[:, None]
+                top = higher
+            o, logs = finished(top, total, acc)
+            if TRAIN:
+                store_rows(o_slc, o, token, head, live, heads * D, D, D)
+            tl.store(lse_slc + line, logs, mask=live)
+            gate = tl.load(gates + line * 3 + 1, mask=live, other=0.0).to(tl.float32)
+            result += gate[:, None] * o
+        if COMPRESSED:
+            o = rows_of(o_cmp, token, head, live, heads * D, D, D).to(tl.float32)
+            gate = tl.load(gates + line * 3, mask=live, other=0.0).to(tl.float32)
+            result += gate[:, None] * o
+        store_rows(out, result, token, head, live, heads * D, D, D)
+
+
+def backward(
+    problem: Problem,
+    piece: Piece,
+    operands: Operands,
+    grads: Gradients,
+    lists: Lists,
+    part: Tensor | None,
+    dq: Tensor,
+) -> None:
+    """Write dq [tokens, H, D]: of all branches, and of the pairs' partial results."""
+    q, k, v = operands.q, operands.k, operands.v
+    tuned = problem.tuned("tiles backward", lists.span)
+    size = problem.config.block_size
+    _backward[(piece.blocks * (size // tuned.queries), piece.heads)](
+        q,
+        k,
+        v,
+        operands.k_cmp,
+        operands.v_cmp,
+        grads.out,
+        grads.logs,
+        grads.delta,
+        lists.shared,
+        lists.private,
+        q if part is None else part,
+        dq,
+        problem.block_table,
+        problem.scale,
+        problem.scale2,
+        *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+        *(lists.shared.stride(0), lists.shared.stride(1)),
+        *(lists.private.stride(0), lists.private.stride(1)),
+        problem.geometry.tokens,
+        problem.kv_heads,
+        piece.first_block,
+        piece.heads,
+        piece.first_head,
+        piece.first_row,
+        problem.config.window,
+        lists.private.shape[-1],
+        **problem.shape,
+        **tuned.launch,
+        BS=size,
+        CB=problem.config.compress_block,
+        ST=problem.config.compress_stride,
+        **lists.constants,
+        COMPRESSED="compressed" in problem.config.branches,
+        SELECTED="selected" in problem.config.branches,
+        SLIDING="sliding" in problem.config.branches,
+    )
+
+
+@triton.jit
+def _backward(
+    q,
+    k,
+    v,
+    k_cmp,
+    v_cmp,
+    grad,
+    logs,
+    delta,
+    shared,
+    private,
+    part,
+    dq,
+    table,
+    scale,
+    scale2,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    shared_t,
+    shared_h,
+    private_t,
+    private_h,
+    tokens,
+    kv_heads,
+    first_block,
+    piece_heads,
+    first_head,
+    first_row,
+    window,
+    pairs,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    BQ: tl.constexpr,
+    BN: tl.constexpr,
+    BS: tl.constexpr,
+    CB: tl.constexpr,
+    ST: tl.constexpr,
+    R: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    INIT: tl.constexpr,
+    LOCAL: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    SELECTED: tl.constexpr,
+    SLIDING: tl.constexpr,
+):
+    SUB: tl.constexpr = BS // BQ
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    block_row, start, end, _b, window0, tile0 = line_of(table, first_block + pid // SUB)
+    row = block_row + (pid % SUB) * BQ
+    if row < end:
+        kv = first_head + tl.program_id(1)
+        heads = kv_heads * G
+        r = tl.arange(0, BQ * GP)
+        n = tl.arange(0, BS)
+        token, head = row + r // GP, kv * G + r % GP
+        live = (token < end) & (r % GP < G)
+        tile = rows_of(q, token, head, live, q_t, q_h, D)
+        tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
+        line = token.to(tl.int64) * heads + head
+        branch = tokens.to(tl.int64) * heads
+        k_head, v_head = k + kv * k_h, v + kv * v_h
+        acc = tl.zeros([BQ * GP, D], tl.float32)
+
+        if COMPRESSED:
+            log = tl.load(logs + line, mask=live, other=float("inf"))
+            shift = tl.load(delta + line, mask=live, other=0.0)
+            ended = windows_seen(token - start, CB, ST)
+            all_see = windows_seen(row - start, CB, ST)
+            last = windows_seen(tl.minimum(row + BQ, end) - 1 - start, CB, ST)
+            width = kv_heads * D
+            for first in range(0, last, BN):
+                keys = keys_of(k_cmp + kv * D, window0 + first, last - first, width, BN, D)
+                values = keys_of(v_cmp + kv * D, window0 + first, last - first, width, BN, D)
+                p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - log[:, None])
+                if first + BN > all_see:
+                    p = tl.where((first + tl.arange(0, BN))[None, :] < ended[:, None], p, 0.0)
+                dp = tl.dot(tile_grad, tl.trans(values))
+                ds = p * (dp - shift[:, None])
+                acc = tl.dot(ds.to(keys.dtype), keys, acc)
+
+        if SELECTED:
+            s_log = tl.load(logs + branch + line, mask=live, other=float("inf"))
+            s_shift = tl.load(delta + branch + line, mask=live, other=0.0)
+        if SLIDING:
+            w_log = tl.load(logs + 2 * branch + line, mask=live, other=float("inf"))
+            w_shift = tl.load(delta + 2 * branch + line, mask=live, other=0.0)
+        near = tl.minimum(LOCAL, (block_row - start) // BS + 1) if SELECTED else 0
+        for i in range(0, near):
+            key_row = block_row - i * BS
+            keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
+            values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+            s = tl.dot(tile, tl.trans(keys)) * scale2
+            if i == 0:
+                s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
+            dp = tl.dot(tile_grad, tl.trans(values))
+            ds = tl.exp2(s - s_log[:, None]) * (dp - s_shift[:, None])
+            if SLIDING:
+                ds += tl.exp2(s - w_log[:, None]) * (dp - w_shift[:, None])
+            acc = tl.dot(ds.to(keys.dtype), keys, acc)
+
+        if SLIDING:
+            if LOCAL > 0:
+                stop = block_row - (LOCAL - 1) * BS
+            else:
+                stop = tl.minimum(row + BQ, end)
+            oldest = tl.maximum(row - window + 1 - start, 0) // BS * BS + start
+            for key_row in range(oldest, stop, BS):
+                keys = keys_of(k_head, key_row, stop - key_row, k_t, BS, D)
+                values = keys_of(v_head, key_row, stop - key_row, v_t, BS, D)
+                p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - w_log[:, None])
+                if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
+                    column = (key_row + n)[None, :]
+                    seen = (column <= token[:, None]) & (column > token[:, None] - window)
+                    p = tl.where(seen, p, 0.0)
+                dp = tl.dot(tile_grad, tl.trans(values))
+                ds = p * (dp - w_shift[:, None])
+                acc = tl.dot(ds.to(keys.dtype), keys, acc)
+
+        if SELECTED:
+            unit = row if R == 1 else tile0 + (row - start) // R
+            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, WIDTH, INIT, LOCAL)
+            for i in range(0, used):
+                block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
+                key_row = start + tl.maximum(block, 0) * BS
+                keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
+                values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+                p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - s_log[:, None])
+                if (block < 0) | (key_row + BS > row):
+                    seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
+                    p = tl.where(seen, p, 0.0)
+                dp = tl.dot(tile_grad, tl.trans(values))
+                ds = p * (dp - s_shift[:, None])
+                acc = tl.dot(ds.to(keys.dtype), keys, acc)
+            for i in range(0, pairs):
+                at = private + token.to(tl.int64) * private_t + kv * private_h + i
+                filled = tl.load(at, mask=live, other=-1) >= 0
+                local = (token - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
+                at = (local * pairs + i) * G + r % GP
+                d = tl.arange(0, D)
+                at = part + at[:, None] * D + d[None, :]
+                acc += tl.load(at, mask=filled[:, None], other=0.0).to(tl.float32)
+        store_rows(dq, acc * scale, token, head, live, heads * D, D, D)

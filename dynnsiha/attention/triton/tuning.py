@@ -1,0 +1,48 @@
+"""Sizes of tiles and launch options of every kernel.
+
+Chosen by measurement on Hopper (NOTES.md), by the width of the heads; the tests compile every entry
+for the supported architectures and let none spill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import NSAConfig
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """``queries`` in a tile, and what the launch takes beside the kernel's own arguments."""
+
+    queries: int
+    launch: dict[str, int]
+
+
+# kernel: {head_dim: (rows, keys, warps, stages)}; keys 0: the kernel's own block size.
+_TABLE = {
+    "compressed": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "choice": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
+    "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
+    "tiles": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
+    "tiles backward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 64, 8, 1)},
+    "keys": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (64, 0, 8, 1)},
+    "pairs backward": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (64, 0, 8, 1)},
+    "compressed backward": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 64, 8, 1)},
+}
+
+
+def tuned(
+    kernel: str, group: int, head_dim: int, config: NSAConfig, most_queries: int | None = None
+) -> Tuned:
+    """The entry of a kernel for ``group`` heads (a power of two) and at most so many queries."""
+    rows, keys, warps, stages = _TABLE[kernel][head_dim]
+    queries = max(1, rows // group)
+    if most_queries is not None:
+        queries = min(queries, most_queries)
+    launch = {"BQ": queries, "num_warps": warps, "num_stages": stages}
+    if kernel == "choice":
+        keys = max(keys, config.block_size // config.compress_stride)
+    if keys:
+        launch["BN"] = keys
+    return Tuned(queries, launch)
