@@ -15,7 +15,10 @@ from torch import Tensor
 from ..lists import private_size, shared_size
 from .geometry import line_of, windows_seen
 from .problem import Problem
-from .softmax import keys_of, rows_of
+from .softmax import rows_of
+from .sources import keys_of
+
+_FEW = 4  # blocks that are chosen without a look at whether any candidate is good enough
 
 
 def choose(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +62,7 @@ def _launch(
     top_p = config.top_p if excluded is None else None
     _choose[(len(table), problem.kv_heads)](
         q,
-        k_cmp,
+        problem.keys(k_cmp, tuned.launch["BN"]),
         lse,
         lists,
         lists if excluded is None else excluded,
@@ -85,6 +88,7 @@ def _launch(
         LOCAL=config.local_blocks,
         FORCED=forced,
         CHOSEN=chosen,
+        FEW=_FEW,
         RUN=triton.next_power_of_2(max(1, chosen)),
         EXCLUDED=0 if excluded is None else excluded.shape[-1] - config.init_blocks
         - config.local_blocks,
@@ -92,6 +96,13 @@ def _launch(
         RAW=problem.group == 1 and per_block == per_window == 1 and top_p is None,
         TOP_P=top_p is not None,
     )
+
+
+@triton.jit
+def _taken(run, key, best, low, LOWEST: tl.constexpr):
+    """The best candidate of each row in place of the worst of its list, where it is better."""
+    enters = (best > low)[:, None] & (run == low[:, None])
+    return tl.where(enters, best[:, None], run), tl.where(key == best[:, None], LOWEST, key)
 
 
 @triton.jit
@@ -114,6 +125,7 @@ def _choose(
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BN: tl.constexpr,
     J: tl.constexpr,
@@ -127,12 +139,14 @@ def _choose(
     FORCED: tl.constexpr,
     CHOSEN: tl.constexpr,
     RUN: tl.constexpr,
+    FEW: tl.constexpr,
     EXCLUDED: tl.constexpr,
     RAW: tl.constexpr,
     TOP_P: tl.constexpr,
 ):
     LOWEST: tl.constexpr = -2147483648
-    row, start, end, _b, window, tile0 = line_of(table, tl.num_programs(0) - 1 - tl.program_id(0))
+    last_first = tl.num_programs(0) - 1 - tl.program_id(0)
+    row, start, end, _b, window, tile0, sequence = line_of(table, last_first)
     kv = tl.program_id(1)
     heads = kv_heads * G
     r = tl.arange(0, BQ * GP)
@@ -140,6 +154,7 @@ def _choose(
     live = (token < end) & (r % GP < G)
     tile = rows_of(q, token, head, live, q_t, q_h, D)
     seen = windows_seen(token - start, CB, ST)
+    all_see = windows_seen(row - start, CB, ST)
     # A row that is padding or sees nothing gets +inf: its probabilities are 0.
     logs = tl.load(lse + token.to(tl.int64) * heads + head, mask=live & (seen > 0), other=float("inf"))
 
@@ -161,14 +176,15 @@ def _choose(
     last = windows_seen(tl.minimum(row + (BQ - 1) * step, end - 1) - start, CB, ST)
     for block in range(0, reach, J):
         first = block * PB
-        k = keys_of(k_cmp + kv * D, window + first, last - first, width, BN, D)
+        k = keys_of(k_cmp, sequence, window, first, last - first, kv, width, D, BN, D, TMA)
         s = tl.dot(tile, tl.trans(k)) * scale2
         column = block + tl.arange(0, J)
         if RAW:
             score = tl.reshape(s, [BQ, J])
         else:
             p = tl.exp2(s - logs[:, None])
-            p = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], p, 0.0)
+            if first + BN > all_see:
+                p = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], p, 0.0)
             p = tl.sum(tl.reshape(p, [BQ, GP, BN]), 1)
             if PB == 1:
                 score = p
@@ -197,12 +213,15 @@ def _choose(
         if RAW:
             bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         key = tl.where(fits, (bits & ~index_mask) | (index_mask - column)[None, :], LOWEST)
-        best, low = tl.max(key, 1), tl.min(run, 1)
-        while tl.max((best > low).to(tl.int32), 0) > 0:
-            enters = (best > low)[:, None] & (run == low[:, None])
-            run = tl.where(enters, best[:, None], run)
-            key = tl.where(key == best[:, None], LOWEST, key)
+        if CHOSEN <= FEW:
+            # Unrolled: a loop inside of the loop would keep its loads from running ahead.
+            for _ in tl.static_range(CHOSEN):
+                run, key = _taken(run, key, tl.max(key, 1), tl.min(run, 1), LOWEST)
+        else:
             best, low = tl.max(key, 1), tl.min(run, 1)
+            while tl.max((best > low).to(tl.int32), 0) > 0:
+                run, key = _taken(run, key, best, low, LOWEST)
+                best, low = tl.max(key, 1), tl.min(run, 1)
 
     taken = (slot < CHOSEN)[None, :] & (run >= LOWEST + RUN)
     if TOP_P:

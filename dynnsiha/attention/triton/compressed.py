@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .geometry import Geometry, line_of, windows_seen
 from .problem import Gradients, Operands, Problem
-from .softmax import absorb, finished, fresh, keys_of, rows_of, store_rows
+from .softmax import absorb, finished, fresh, rows_of, store_rows
+from .sources import keys_of, tile_of
 
 _PROGRAMS = 2048  # enough to fill a large GPU several times
 _LEAST_PART = 1024  # queries
@@ -25,8 +26,8 @@ def forward(
     table = problem.geometry.programs(tuned.queries)
     _forward[(len(table), problem.kv_heads)](
         q,
-        k_cmp,
-        v_cmp,
+        problem.keys(k_cmp, tuned.launch["BN"]),
+        problem.keys(v_cmp, tuned.launch["BN"]),
         out,
         lse,
         table,
@@ -57,13 +58,15 @@ def _forward(
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BN: tl.constexpr,
     CB: tl.constexpr,
     ST: tl.constexpr,
 ):
     # The last tiles see most summaries: they start first.
-    row, start, end, _b, window, _t = line_of(table, tl.num_programs(0) - 1 - tl.program_id(0))
+    last_first = tl.num_programs(0) - 1 - tl.program_id(0)
+    row, start, end, _b, window, _t, sequence = line_of(table, last_first)
     kv = tl.program_id(1)
     r = tl.arange(0, BQ * GP)
     token, head = row + r // GP, kv * G + r % GP
@@ -75,8 +78,12 @@ def _forward(
     stride = kv_heads * D
     top, total, acc = fresh(BQ * GP, D)
     for first in range(0, last, BN):
-        k = keys_of(k_cmp + kv * D, window + first, last - first, stride, BN, D)
-        v = keys_of(v_cmp + kv * D, window + first, last - first, stride, BN, D)
+        k = keys_of(
+            k_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA
+        )
+        v = keys_of(
+            v_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA
+        )
         s = tl.dot(tile, tl.trans(k)) * scale2
         if first + BN > all_see:
             s = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], s, float("-inf"))
@@ -106,10 +113,10 @@ def backward(
     dv = torch.zeros_like(dk)
     if len(table):
         _backward[(len(table), problem.kv_heads, parts)](
-            q,
-            k_cmp,
-            v_cmp,
-            grads.out,
+            problem.rows(q, tuned.queries),
+            problem.keys(k_cmp, tuned.launch["BN"]),
+            problem.keys(v_cmp, tuned.launch["BN"]),
+            problem.rows(grads.out, tuned.queries),
             grads.logs,
             grads.delta,
             dk,
@@ -149,12 +156,13 @@ def _backward(
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BN: tl.constexpr,
     CB: tl.constexpr,
     ST: tl.constexpr,
 ):
-    first, start, end, _b, window0, _t = line_of(table, tl.program_id(0))
+    first, start, end, _b, window0, _t, sequence = line_of(table, tl.program_id(0))
     kv, part = tl.program_id(1), tl.program_id(2)
     heads = kv_heads * G
     exist = windows_seen(end - 1 - start, CB, ST)
@@ -163,8 +171,9 @@ def _backward(
     stop = tl.minimum((part + 1) * length + start, end)
     if begin < stop:
         width = kv_heads * D
-        keys = keys_of(k_cmp + kv * D, window0 + first, exist - first, width, BN, D)
-        values = keys_of(v_cmp + kv * D, window0 + first, exist - first, width, BN, D)
+        left = exist - first
+        keys = keys_of(k_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
+        values = keys_of(v_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
         r, n, d = tl.arange(0, BQ * GP), tl.arange(0, BN), tl.arange(0, D)
         head = kv * G + r % GP
         all_seen = (first + BN - 1) * ST + CB - 1 + start
@@ -173,8 +182,11 @@ def _backward(
         for row in range(begin, stop, BQ):
             token = row + r // GP
             live = (token < stop) & (r % GP < G)
-            tile = rows_of(q, token, head, live, q_t, q_h, D)
-            tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
+            at, left = row - start, stop - row
+            tile = tile_of(q, sequence, start, at, left, kv, q_t, q_h, G, GP, BQ, D, TMA)
+            tile_grad = tile_of(
+                grad, sequence, start, at, left, kv, heads * D, D, G, GP, BQ, D, TMA
+            )
             line = token.to(tl.int64) * heads + head
             log = tl.load(logs + line, mask=live, other=float("inf"))
             shift = tl.load(delta + line, mask=live, other=0.0)

@@ -11,12 +11,13 @@ from ..config import NSAConfig
 from ..lists import private_size, shared_size
 from ..outputs import BlockIndices, NSAAux
 from ..stages import stage
-from . import choice, compressed, keys, pairs, summaries, tiles
+from . import choice, compressed, keys, pairs, summaries, sums, tiles
 from .geometry import Geometry
 from .lists import Lists, plan
-from .order import Order, by_block
+from .order import Order, Segments, by_block
 from .prepare import prepare
 from .problem import Operands, Outputs, Piece, Problem
+from .sources import bulk_copies_serve
 
 _SEGMENT_ROWS = 2048  # queries times heads that one program takes for its block
 _LN2 = 0.6931471805599453
@@ -39,6 +40,7 @@ def triton_kernels(
 
     ``bounds`` are those of packed sequences; without them each batch row is one sequence.
     """
+    flat = [None if x is None else _flat(x) for x in (q, k, v, gates, k_cmp, v_cmp)]
     batch, seq_len, heads, width = q.shape
     kv_heads = k.shape[2]
     if bounds is None:
@@ -61,8 +63,8 @@ def triton_kernels(
         width**-0.5 if scale is None else scale,
         block_indices is not None,
         torch.is_grad_enabled(),
+        len(set(geometry.lengths)) == 1 and bulk_copies_serve(len(bounds) - 1, *flat[:3]),
     )
-    flat = [None if x is None else _flat(x) for x in (q, k, v, gates, k_cmp, v_cmp)]
     lists = (None, None)
     if block_indices is not None:
         given = block_indices if isinstance(block_indices, tuple) else (block_indices, None)
@@ -156,7 +158,7 @@ class _Core(torch.autograd.Function):
         dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
         pooled = (dk_cmp, dv_cmp) if ctx.pooled and dk_cmp is not None else None
         for pieces in problem.pieces_by_head(lists.private.shape[-1]):
-            segments: list[keys.Segments] = []
+            segments: list[Segments] = []
             for piece in pieces:
                 part = None
                 if lists.private.shape[-1]:
@@ -164,7 +166,7 @@ class _Core(torch.autograd.Function):
                         order = _pairs_of(problem, piece, lists)
                     with stage("pairs backward"):
                         part, new = pairs.backward(problem, piece, lists, operands, grads, order)
-                    segments = keys.joined(problem, piece, segments, new, last=piece is pieces[-1])
+                    segments = sums.joined(problem, piece, segments, new, last=piece is pieces[-1])
                 with stage("dq"):
                     tiles.backward(problem, piece, operands, grads, lists, part, dq)
                 del part
@@ -176,10 +178,11 @@ class _Core(torch.autograd.Function):
                     segments.append(
                         pairs.backward_shared(problem, whole, lists, operands, grads, order)
                     )
-            with stage("dkdv sliding"):
-                keys.backward(
-                    problem, whole, operands, grads, lists.local, segments, pooled, (dk, dv)
-                )
+            if lists.local or "sliding" in branches:
+                with stage("dkdv sliding"):
+                    segments.append(keys.backward(problem, whole, operands, grads, lists.local))
+            with stage("finish"):
+                sums.finish(problem, whole, segments, pooled, (dk, dv))
         none = (None, None, None)
         summaries_grad: tuple[Tensor | None, Tensor | None] = (None, None)
         if not ctx.pooled:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..summaries import window_count
 
-COLUMNS = 6  # row, start, end (tokens), first block, first window, first tile of the sequence
+COLUMNS = 7  # row, start, end (tokens), first block, window, tile of the sequence, its number
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Geometry:
     def _windows_of(self, length: int) -> int:
         return window_count(length, self.compress_block, self.compress_stride)
 
-    def _sequences(self) -> list[tuple[int, int, int, int, int]]:
-        """Start, end, first block, first window and first tile of each sequence."""
+    def _sequences(self) -> list[tuple[int, ...]]:
+        """Start, end, first block, first window, first tile and number of each sequence."""
         lines, block, window, tile = [], 0, 0, 0
-        for begin, end in pairwise(self.bounds):
-            lines.append((begin, end, block, window, tile))
+        for number, (begin, end) in enumerate(pairwise(self.bounds)):
+            lines.append((begin, end, block, window, tile, number))
             block += triton.cdiv(end - begin, self.block_size)
             window += self._windows_of(end - begin)
             tile += triton.cdiv(end - begin, self.query_tile)
@@ -103,7 +103,7 @@ def _programs(geometry: Geometry, span: int) -> Tensor:
 def _tile_of_token(geometry: Geometry) -> Tensor:
     parts = [
         tile + torch.arange(end - begin) // geometry.query_tile
-        for begin, end, _, _, tile in geometry._sequences()
+        for begin, end, _, _, tile, _ in geometry._sequences()
     ]
     return torch.cat(parts).to(geometry.device)
 
@@ -129,10 +129,10 @@ def _window_programs(geometry: Geometry, span: int) -> Tensor:
 
 @triton.jit
 def line_of(table, index):
-    """One line of a table: six numbers."""
-    at = table + index * 6
-    row, start, end = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-    return row, start, end, tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
+    """One line of a table: as many numbers as ``COLUMNS``."""
+    at = table + index * 7
+    row, start, end, block = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    return row, start, end, block, tl.load(at + 4), tl.load(at + 5), tl.load(at + 6)
 
 
 @triton.jit

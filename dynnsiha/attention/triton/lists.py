@@ -50,6 +50,7 @@ class Lists:
             "WIDTH": width,
             "INIT": self.init,
             "LOCAL": self.local,
+            "PAIRS": self.private.shape[-1],
         }
 
     def units(self, problem: Problem) -> tuple[Tensor, int]:

@@ -2,9 +2,9 @@
 
 A program loads one block of keys and values and gathers the queries of one segment of pairs. It
 serves what is not shared by neighbours: private blocks, and all of exact NSA's. Every pair leaves a
-partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. They are summed in
-the order of the slots (``tiles``), so that nothing depends on the order of programs; what lies in
-slots without a block is undefined and never read.
+partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. They are joined in the
+order of the slots, so that nothing depends on the order of programs; what lies in slots without a
+block is undefined and never read.
 """
 
 from __future__ import annotations
@@ -21,23 +21,30 @@ from .geometry import line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of
 from .problem import Gradients, Operands, Piece, Problem
-from .softmax import keys_of, rows_of
+from .softmax import rows_of
+from .sources import keys_of, tile_of
+
+_LINES = 16  # rows that a program merges
 
 
 def forward(
     problem: Problem, piece: Piece, lists: Lists, operands: Operands, order: Order
 ) -> tuple[Tensor, Tensor]:
-    """Partial outputs [rows, K, slots, G, D] and log-sum-exps in base 2 [rows, K, slots, G]."""
+    """Outputs [rows, K, slots, G, D] and log-sum-exps in base 2 [rows, K, slots, G].
+
+    What counts is the first slot of each query, into which the others are merged.
+    """
     q, k, v = operands.q, operands.k, operands.v
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group)
     part = torch.empty(*shape, problem.head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     tuned = problem.tuned("pairs")
+    size = problem.config.block_size
     _forward[(len(order.key),)](
         q,
-        k,
-        v,
+        problem.keys(k, size),
+        problem.keys(v, size),
         part,
         lse,
         order.pair,
@@ -55,10 +62,78 @@ def forward(
         slots,
         **problem.shape,
         **tuned.launch,
-        BS=problem.config.block_size,
+        BS=size,
         DIAGONAL=problem.given,
     )
+    _merge_slots(problem, piece, lists, part, lse)
     return part, lse
+
+
+def _merge_slots(problem: Problem, piece: Piece, lists: Lists, part: Tensor, lse: Tensor) -> None:
+    lines = piece.rows * piece.heads * problem.group
+    chosen = piece.of(lists.private)
+    _merge[(triton.cdiv(lines, _LINES),)](
+        part,
+        lse,
+        chosen,
+        lines,
+        chosen.stride(0),
+        chosen.stride(1),
+        piece.heads,
+        G=problem.group,
+        D=problem.head_dim,
+        N=_LINES,
+        SLOTS=chosen.shape[-1],
+        SOFTMAX=part is not lse,
+    )
+
+
+@triton.jit
+def _merge(
+    part,
+    lse,
+    lists,
+    lines,
+    lists_t,
+    lists_h,
+    heads,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+):
+    """Join the slots of each row into its first one: by log-sum-exp, or as a plain sum."""
+    line = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    live = line < lines
+    unit, g, d = line // G, line % G, tl.arange(0, D)
+    list_ = lists + unit // heads * lists_t + unit % heads * lists_h
+    first = unit * SLOTS * G + g
+    acc = tl.zeros([N, D], tl.float32)
+    top = tl.full([N], -1.0e30, tl.float32)
+    if SOFTMAX:
+        for i in tl.static_range(SLOTS):
+            filled = tl.load(list_ + i, mask=live, other=-1) >= 0
+            top = tl.maximum(top, tl.load(lse + first + i * G, mask=filled, other=-1.0e30))
+    total = tl.zeros([N], tl.float32)
+    for i in tl.static_range(SLOTS):
+        filled = tl.load(list_ + i, mask=live, other=-1) >= 0
+        at = (first + i * G)[:, None] * D + d[None, :]
+        value = tl.load(part + at, mask=filled[:, None], other=0.0).to(tl.float32)
+        if SOFTMAX:
+            logs = tl.load(lse + first + i * G, mask=filled, other=float("-inf"))
+            weight = tl.exp2(logs - top)
+            total += weight
+            value *= weight[:, None]
+        acc += value
+    if SOFTMAX:
+        some = total > 0
+        acc /= tl.where(some, total, 1.0)[:, None]
+        logs = tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
+        tl.store(lse + first, logs, mask=live)
+    tl.store(
+        part + first[:, None] * D + d[None, :], acc.to(part.dtype.element_ty), mask=live[:, None]
+    )
 
 
 @triton.jit
@@ -89,6 +164,7 @@ def _forward(
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BS: tl.constexpr,
     DIAGONAL: tl.constexpr,
@@ -97,10 +173,11 @@ def _forward(
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
         kv = bin_ // blocks + first_head
-        key_row, _s, key_end, _b, _w, _t = line_of(table, bin_ % blocks)
+        key_row, start, key_end, _b, _w, _t, sequence = line_of(table, bin_ % blocks)
         count = key_end - key_row
-        keys = keys_of(k + kv * k_h, key_row, count, k_t, BS, D)
-        values = keys_of(v + kv * v_h, key_row, count, v_t, BS, D)
+        offset = key_row - start
+        keys = keys_of(k, sequence, start, offset, count, kv, k_t, k_h, BS, D, TMA)
+        values = keys_of(v, sequence, start, offset, count, kv, v_t, v_h, BS, D, TMA)
         r = tl.arange(0, BQ * GP)
         g = r % GP
         for i in range(begin, end, BQ):
@@ -134,11 +211,15 @@ def backward(
     grads: Gradients,
     order: Order,
 ) -> tuple[Tensor, Segments]:
-    """Partial dq [rows, K, slots, G, D], without the factor ``scale``, and segments of dk, dv."""
+    """dq [rows, K, slots, G, D], of which the first slot counts, and segments of dk and dv.
+
+    dq and dk lack the factor ``scale``.
+    """
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group, problem.head_dim)
     dq = torch.empty(shape, dtype=operands.q.dtype, device=operands.q.device)
     segments = _launch(problem, piece, operands, grads, order, dq, slots, problem.given, None, 1)
+    _merge_slots(problem, piece, lists, dq, dq)
     return dq, segments
 
 
@@ -177,11 +258,12 @@ def _launch(
     dk, dv = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
     tuned = problem.tuned("pairs backward", None if units is None else span)
     branch = BRANCHES.index("selected")
+    tiles = problem.bulk and units is not None
     _backward[(len(order.key),)](
-        q,
-        k,
-        v,
-        grads.out,
+        problem.rows(q, tuned.queries) if tiles else q,
+        problem.keys(k, size),
+        problem.keys(v, size),
+        problem.rows(grads.out, tuned.queries) if tiles else grads.out,
         grads.logs[branch],
         grads.delta[branch],
         dk if dq is None else dq,
@@ -247,6 +329,7 @@ def _backward(
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BS: tl.constexpr,
     SUB: tl.constexpr,
@@ -259,10 +342,11 @@ def _backward(
     if begin < end:
         kv = bin_ // blocks + first_head
         heads = kv_heads * G
-        key_row, _s, key_end, _b, _w, _t = line_of(table, bin_ % blocks)
+        key_row, start, key_end, _b, _w, _t, sequence = line_of(table, bin_ % blocks)
         count = key_end - key_row
-        keys = keys_of(k + kv * k_h, key_row, count, k_t, BS, D)
-        values = keys_of(v + kv * v_h, key_row, count, v_t, BS, D)
+        offset = key_row - start
+        keys = keys_of(k, sequence, start, offset, count, kv, k_t, k_h, BS, D, TMA)
+        values = keys_of(v, sequence, start, offset, count, kv, v_t, v_h, BS, D, TMA)
         r = tl.arange(0, BQ * GP)
         g = r % GP
         head = kv * G + g
@@ -277,11 +361,19 @@ def _backward(
                 token = first_row + (number // (slots * piece_heads)).to(tl.int32)
             else:
                 number = tl.load(pair + i // SUB)
-                row, _1, stop, _2, _3, _4 = line_of(units, number // (slots * piece_heads))
-                token = row + (i % SUB) * BQ + r // GP
+                unit = line_of(units, number // (slots * piece_heads))
+                row, row_start, stop, from_ = unit[0] + (i % SUB) * BQ, unit[1], unit[2], unit[6]
+                token = row + r // GP
                 live = (token < stop) & (g < G)
-            tile = rows_of(q, token, head, live, q_t, q_h, D)
-            tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
+            if SINGLE:
+                tile = rows_of(q, token, head, live, q_t, q_h, D)
+                tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
+            else:
+                ahead, left = row - row_start, stop - row
+                tile = tile_of(q, from_, row_start, ahead, left, kv, q_t, q_h, G, GP, BQ, D, TMA)
+                tile_grad = tile_of(
+                    grad, from_, row_start, ahead, left, kv, heads * D, D, G, GP, BQ, D, TMA
+                )
             line = token.to(tl.int64) * heads + head
             log = tl.load(logs + line, mask=live, other=float("inf"))
             shift = tl.load(delta + line, mask=live, other=0.0)

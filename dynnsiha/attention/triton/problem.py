@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import NSAConfig
 from .geometry import Geometry
+from .sources import Source, key_source, row_source
 from .tuning import Tuned, tuned
 
 _PARTIAL_BYTES = 1 << 30  # for the partial results of one piece
@@ -24,6 +25,7 @@ class Problem:
     Attributes:
         given: the lists were not chosen here, so nothing is known of them.
         differentiate: a backward pass may follow.
+        bulk: kernels read through tensor descriptors (``sources``).
     """
 
     geometry: Geometry
@@ -34,6 +36,7 @@ class Problem:
     scale: float
     given: bool
     differentiate: bool
+    bulk: bool
 
     @property
     def tile(self) -> int:
@@ -54,7 +57,23 @@ class Problem:
     @property
     def shape(self) -> dict[str, int]:
         """Constants that all kernels take."""
-        return {"G": self.group, "GP": self.padded_group, "D": self.head_dim}
+        return {"G": self.group, "GP": self.padded_group, "D": self.head_dim, "TMA": self.bulk}
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences."""
+        return len(self.geometry.bounds) - 1
+
+    def keys(self, x: Tensor, keys: int) -> Source:
+        """What kernels read blocks of ``keys`` from, of [tokens or windows, K, D]."""
+        if not self.bulk:
+            return x
+        some = x if len(x) else x.new_zeros(self.sequences, *x.shape[1:])
+        return key_source(some, self.sequences, keys)
+
+    def rows(self, x: Tensor, queries: int) -> Source:
+        """What kernels read tiles of ``queries`` from, of [tokens, H, D]."""
+        return row_source(x, self.sequences, queries, self.padded_group) if self.bulk else x
 
     @cached_property
     def block_table(self) -> Tensor:
@@ -155,8 +174,10 @@ class Gradients:
     """The gradient of o [tokens, H, D], and per branch what probabilities are recomputed from.
 
     Attributes:
-        logs: float32 [3, tokens, H], lse - log2(gate): exp2(s - logs) is the gated probability.
-        delta: float32 [3, tokens, H], inner product of the gradient and the branch's output.
+        logs: float32 [4, tokens, H], lse - log2(gate): exp2(s - logs) is the gated probability.
+        delta: float32 [4, tokens, H], inner product of the gradient and the branch's output.
+
+    The fourth line stands for the selected and the sliding branch together.
     """
 
     out: Tensor

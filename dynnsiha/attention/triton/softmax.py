@@ -29,14 +29,6 @@ def store_rows(pointer, value, token, head, live, stride_t, stride_h, D: tl.cons
 
 
 @triton.jit
-def keys_of(pointer, first, count, stride, N: tl.constexpr, D: tl.constexpr):
-    """Rows first ... first + N - 1 of [tokens, D], as [N, D]; 0 from ``count`` on."""
-    n, d = tl.arange(0, N), tl.arange(0, D)
-    at = pointer + tl.cast(first, tl.int64) * stride
-    return tl.load(at + n[:, None] * stride + d[None, :], mask=(n < count)[:, None], other=0.0)
-
-
-@triton.jit
 def fresh(M: tl.constexpr, D: tl.constexpr):
     """Running maximum, sum and output of a row that has seen nothing."""
     return (

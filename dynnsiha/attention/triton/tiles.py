@@ -15,7 +15,8 @@ from torch import Tensor
 from .geometry import line_of, windows_seen
 from .lists import Lists
 from .problem import Gradients, Operands, Outputs, Piece, Problem
-from .softmax import absorb, finished, fresh, keys_of, rows_of, store_rows
+from .softmax import absorb, finished, fresh, rows_of, store_rows
+from .sources import keys_of
 
 
 def forward(
@@ -34,12 +35,11 @@ def forward(
     some = outputs.out
     _forward[(piece.blocks * (size // tuned.queries), piece.heads)](
         q,
-        k,
-        v,
+        problem.keys(k, size),
+        problem.keys(v, size),
         gates,
         some if outputs.compressed is None else outputs.compressed,
         lists.shared,
-        lists.private,
         part,
         part_lse,
         outputs.out,
@@ -51,14 +51,12 @@ def forward(
         problem.scale2,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         *(lists.shared.stride(0), lists.shared.stride(1)),
-        *(lists.private.stride(0), lists.private.stride(1)),
         problem.kv_heads,
         piece.first_block,
         piece.heads,
         piece.first_head,
         piece.first_row,
         problem.config.window,
-        lists.private.shape[-1],
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -106,7 +104,6 @@ def _forward(
     gates,
     o_cmp,
     shared,
-    private,
     part,
     part_lse,
     out,
@@ -124,18 +121,16 @@ def _forward(
     v_h,
     shared_t,
     shared_h,
-    private_t,
-    private_h,
     kv_heads,
     first_block,
     piece_heads,
     first_head,
     first_row,
     window,
-    pairs,
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BS: tl.constexpr,
     R: tl.constexpr,
@@ -143,6 +138,7 @@ def _forward(
     WIDTH: tl.constexpr,
     INIT: tl.constexpr,
     LOCAL: tl.constexpr,
+    PAIRS: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     SLIDING: tl.constexpr,
@@ -150,7 +146,8 @@ def _forward(
 ):
     SUB: tl.constexpr = BS // BQ
     pid = tl.program_id(0)
-    block_row, start, end, _b, _w, tile0 = line_of(table, first_block + pid // SUB)
+    place = line_of(table, first_block + pid // SUB)
+    block_row, start, end, tile0, sequence = place[0], place[1], place[2], place[5], place[6]
     row = block_row + (pid % SUB) * BQ
     if row < end:
         kv = first_head + tl.program_id(1)
@@ -161,13 +158,13 @@ def _forward(
         live = (token < end) & (r % GP < G)
         tile = rows_of(q, token, head, live, q_t, q_h, D)
         line = token.to(tl.int64) * heads + head
-        k_head, v_head = k + kv * k_h, v + kv * v_h
 
         top, total, acc = fresh(BQ * GP, D)
         for i in range(0, tl.minimum(LOCAL, (block_row - start) // BS + 1)):
             key_row = block_row - i * BS
-            keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
-            values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+            offset, left = key_row - start, end - key_row
+            keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
+            values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
             s = tl.dot(tile, tl.trans(keys)) * scale2
             if i == 0:
                 s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
@@ -181,8 +178,9 @@ def _forward(
                 stop = tl.minimum(row + BQ, end)
             oldest = tl.maximum(row - window + 1 - start, 0) // BS * BS + start
             for key_row in range(oldest, stop, BS):
-                keys = keys_of(k_head, key_row, stop - key_row, k_t, BS, D)
-                values = keys_of(v_head, key_row, stop - key_row, v_t, BS, D)
+                offset, left = key_row - start, stop - key_row
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
                 s = tl.dot(tile, tl.trans(keys)) * scale2
                 if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
                     column = (key_row + n)[None, :]
@@ -204,22 +202,20 @@ def _forward(
             for i in range(0, used):
                 block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
                 key_row = start + tl.maximum(block, 0) * BS
-                keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
-                values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+                offset, left = key_row - start, end - key_row
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
                 s = tl.dot(tile, tl.trans(keys)) * scale2
                 if (block < 0) | (key_row + BS > row):
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
                     s = tl.where(seen, s, float("-inf"))
                 top, total, acc = absorb(s, values, top, total, acc)
-            for i in range(0, pairs):
-                at = private + token.to(tl.int64) * private_t + kv * private_h + i
-                filled = tl.load(at, mask=live, other=-1) >= 0
+            if PAIRS > 0:
                 local = (token - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
-                at = (local * pairs + i) * G + r % GP
-                logs = tl.load(part_lse + at, mask=filled, other=float("-inf"))
-                d = tl.arange(0, D)
-                at = part + at[:, None] * D + d[None, :]
-                o = tl.load(at, mask=filled[:, None], other=0.0).to(tl.float32)
+                at = local * PAIRS * G + r % GP
+                logs = tl.load(part_lse + at, mask=live, other=float("-inf"))
+                at = part + at[:, None] * D + tl.arange(0, D)[None, :]
+                o = tl.load(at, mask=live[:, None], other=0.0).to(tl.float32)
                 higher = tl.maximum(top, logs)
                 fade, weight = tl.exp2(top - higher), tl.exp2(logs - higher)
                 total = total * fade + weight
@@ -253,15 +249,14 @@ def backward(
     size = problem.config.block_size
     _backward[(piece.blocks * (size // tuned.queries), piece.heads)](
         q,
-        k,
-        v,
-        operands.k_cmp,
-        operands.v_cmp,
+        problem.keys(k, size),
+        problem.keys(v, size),
+        problem.keys(operands.k_cmp, tuned.launch["BN"]),
+        problem.keys(operands.v_cmp, tuned.launch["BN"]),
         grads.out,
         grads.logs,
         grads.delta,
         lists.shared,
-        lists.private,
         q if part is None else part,
         dq,
         problem.block_table,
@@ -269,7 +264,6 @@ def backward(
         problem.scale2,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         *(lists.shared.stride(0), lists.shared.stride(1)),
-        *(lists.private.stride(0), lists.private.stride(1)),
         problem.geometry.tokens,
         problem.kv_heads,
         piece.first_block,
@@ -277,7 +271,6 @@ def backward(
         piece.first_head,
         piece.first_row,
         problem.config.window,
-        lists.private.shape[-1],
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -301,7 +294,6 @@ def _backward(
     logs,
     delta,
     shared,
-    private,
     part,
     dq,
     table,
@@ -315,8 +307,6 @@ def _backward(
     v_h,
     shared_t,
     shared_h,
-    private_t,
-    private_h,
     tokens,
     kv_heads,
     first_block,
@@ -324,10 +314,10 @@ def _backward(
     first_head,
     first_row,
     window,
-    pairs,
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
+    TMA: tl.constexpr,
     BQ: tl.constexpr,
     BN: tl.constexpr,
     BS: tl.constexpr,
@@ -338,13 +328,16 @@ def _backward(
     WIDTH: tl.constexpr,
     INIT: tl.constexpr,
     LOCAL: tl.constexpr,
+    PAIRS: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     SLIDING: tl.constexpr,
 ):
     SUB: tl.constexpr = BS // BQ
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
-    block_row, start, end, _b, window0, tile0 = line_of(table, first_block + pid // SUB)
+    place = line_of(table, first_block + pid // SUB)
+    block_row, start, end = place[0], place[1], place[2]
+    window0, tile0, sequence = place[4], place[5], place[6]
     row = block_row + (pid % SUB) * BQ
     if row < end:
         kv = first_head + tl.program_id(1)
@@ -357,7 +350,6 @@ def _backward(
         tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
         line = token.to(tl.int64) * heads + head
         branch = tokens.to(tl.int64) * heads
-        k_head, v_head = k + kv * k_h, v + kv * v_h
         acc = tl.zeros([BQ * GP, D], tl.float32)
 
         if COMPRESSED:
@@ -368,8 +360,9 @@ def _backward(
             last = windows_seen(tl.minimum(row + BQ, end) - 1 - start, CB, ST)
             width = kv_heads * D
             for first in range(0, last, BN):
-                keys = keys_of(k_cmp + kv * D, window0 + first, last - first, width, BN, D)
-                values = keys_of(v_cmp + kv * D, window0 + first, last - first, width, BN, D)
+                left = last - first
+                keys = keys_of(k_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
+                values = keys_of(v_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - log[:, None])
                 if first + BN > all_see:
                     p = tl.where((first + tl.arange(0, BN))[None, :] < ended[:, None], p, 0.0)
@@ -383,36 +376,33 @@ def _backward(
         if SLIDING:
             w_log = tl.load(logs + 2 * branch + line, mask=live, other=float("inf"))
             w_shift = tl.load(delta + 2 * branch + line, mask=live, other=0.0)
-        near = tl.minimum(LOCAL, (block_row - start) // BS + 1) if SELECTED else 0
-        for i in range(0, near):
-            key_row = block_row - i * BS
-            keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
-            values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
-            s = tl.dot(tile, tl.trans(keys)) * scale2
-            if i == 0:
-                s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
-            dp = tl.dot(tile_grad, tl.trans(values))
-            ds = tl.exp2(s - s_log[:, None]) * (dp - s_shift[:, None])
+        # The window, with the newest blocks that the selected branch sees as well; without a
+        # window, those blocks alone.
+        if SLIDING or LOCAL > 0:
+            near = block_row - (LOCAL - 1) * BS
+            n_log = tl.load(logs + 3 * branch + line, mask=live, other=float("inf"))
+            n_shift = tl.load(delta + 3 * branch + line, mask=live, other=0.0)
             if SLIDING:
-                ds += tl.exp2(s - w_log[:, None]) * (dp - w_shift[:, None])
-            acc = tl.dot(ds.to(keys.dtype), keys, acc)
-
-        if SLIDING:
-            if LOCAL > 0:
-                stop = block_row - (LOCAL - 1) * BS
+                oldest = row - window + 1
             else:
-                stop = tl.minimum(row + BQ, end)
-            oldest = tl.maximum(row - window + 1 - start, 0) // BS * BS + start
-            for key_row in range(oldest, stop, BS):
-                keys = keys_of(k_head, key_row, stop - key_row, k_t, BS, D)
-                values = keys_of(v_head, key_row, stop - key_row, v_t, BS, D)
-                p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - w_log[:, None])
+                oldest = near
+            oldest = tl.maximum(oldest - start, 0) // BS * BS + start
+            for key_row in range(oldest, tl.minimum(row + BQ, end), BS):
+                offset, left = key_row - start, end - key_row
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
+                if SLIDING:
+                    log = tl.where(key_row >= near, n_log, w_log)
+                    shift = tl.where(key_row >= near, n_shift, w_shift)
+                else:
+                    log, shift = n_log, n_shift
+                p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - log[:, None])
                 if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
                     column = (key_row + n)[None, :]
                     seen = (column <= token[:, None]) & (column > token[:, None] - window)
                     p = tl.where(seen, p, 0.0)
                 dp = tl.dot(tile_grad, tl.trans(values))
-                ds = p * (dp - w_shift[:, None])
+                ds = p * (dp - shift[:, None])
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
 
         if SELECTED:
@@ -421,8 +411,9 @@ def _backward(
             for i in range(0, used):
                 block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
                 key_row = start + tl.maximum(block, 0) * BS
-                keys = keys_of(k_head, key_row, end - key_row, k_t, BS, D)
-                values = keys_of(v_head, key_row, end - key_row, v_t, BS, D)
+                offset, left = key_row - start, end - key_row
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - s_log[:, None])
                 if (block < 0) | (key_row + BS > row):
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
@@ -430,12 +421,8 @@ def _backward(
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - s_shift[:, None])
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
-            for i in range(0, pairs):
-                at = private + token.to(tl.int64) * private_t + kv * private_h + i
-                filled = tl.load(at, mask=live, other=-1) >= 0
+            if PAIRS > 0:
                 local = (token - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
-                at = (local * pairs + i) * G + r % GP
-                d = tl.arange(0, D)
-                at = part + at[:, None] * D + d[None, :]
-                acc += tl.load(at, mask=filled[:, None], other=0.0).to(tl.float32)
+                at = (local * PAIRS * G + r % GP)[:, None] * D + tl.arange(0, D)[None, :]
+                acc += tl.load(part + at, mask=live[:, None], other=0.0).to(tl.float32)
         store_rows(dq, acc * scale, token, head, live, heads * D, D, D)

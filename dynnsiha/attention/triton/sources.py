@@ -1,0 +1,82 @@
+"""Where kernels read keys and rows from: bulk tensor copies where they apply, else pointers.
+
+Sequences of one length are read through tensor descriptors [sequence, token, ...] on Hopper and
+later: the copy engine computes the addresses, and fills with 0 behind the end of a sequence.
+Packed sequences of several lengths, odd strides and older GPUs take plain pointers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+Source = Tensor | TensorDescriptor
+
+
+def bulk_copies_serve(sequences: int, *tensors: Tensor) -> bool:
+    """Whether descriptors can describe these tensors [tokens, heads, D] on their device."""
+    device = tensors[0].device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9:
+        return False
+    return all(
+        x.numel() > 0
+        and x.data_ptr() % 16 == 0
+        and x.shape[0] % sequences == 0
+        and x.stride(1) == x.shape[2]
+        and x.stride(0) * x.element_size() % 16 == 0
+        for x in tensors
+    )
+
+
+def key_source(x: Tensor, sequences: int, keys: int) -> TensorDescriptor:
+    """Blocks of ``keys`` tokens of one head, of [tokens, heads, D]."""
+    tokens, heads, width = x.shape
+    each, stride = tokens // sequences, x.stride(0)
+    shape, strides = [sequences, each, heads * width], [each * stride, stride, 1]
+    return TensorDescriptor(x, shape, strides, [1, keys, width])
+
+
+def row_source(x: Tensor, sequences: int, queries: int, heads: int) -> TensorDescriptor:
+    """Tiles of ``queries`` tokens and ``heads`` heads, of [tokens, heads, D]."""
+    tokens, all_heads, width = x.shape
+    each, stride = tokens // sequences, x.stride(0)
+    shape, strides = [sequences, each, all_heads, width], [each * stride, stride, width, 1]
+    return TensorDescriptor(x, shape, strides, [1, queries, heads, width])
+
+
+@triton.jit
+def keys_of(
+    source, sequence, start, first, count, kv, stride_t, stride_h,
+    N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Keys ``first`` ... of a sequence that begins at row ``start``: [N, D], 0 from ``count`` on."""
+    if TMA:
+        keys = tl.reshape(source.load([sequence, first, kv * D]), [N, D])
+    else:
+        n, d = tl.arange(0, N), tl.arange(0, D)
+        at = source + (start + tl.cast(first, tl.int64)) * stride_t + kv * stride_h
+        at = at + n[:, None] * stride_t + d[None, :]
+        keys = tl.load(at, mask=(n < count)[:, None], other=0.0)
+    return keys
+
+
+@triton.jit
+def tile_of(
+    source, sequence, start, first, count, kv, stride_t, stride_h,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Rows of BQ tokens from ``first`` on and GP heads: [BQ GP, D].
+
+    0 from ``count`` tokens on; heads from G on are another tile's or 0.
+    """
+    if TMA:
+        rows = tl.reshape(source.load([sequence, first, kv * G, 0]), [BQ * GP, D])
+    else:
+        r, d = tl.arange(0, BQ * GP), tl.arange(0, D)
+        at = source + (start + tl.cast(first, tl.int64)) * stride_t + kv * G * stride_h
+        at = at + (r // GP * stride_t + r % GP * stride_h)[:, None] + d[None, :]
+        rows = tl.load(at, mask=((r // GP < count) & (r % GP < G))[:, None], other=0.0)
+    return rows
