@@ -118,6 +118,7 @@ _KV_HEADS = "Key/value heads; as many as query heads if not given."
 _MODEL_DIM = "Width of the residual stream in suite layer."
 _TOP_N = "Blocks per query; 16 if not given."
 _WINDOW = "Keys of the sliding branch."
+_BRANCHES = "Comma list of compressed, selected and sliding; all that a provider has if not given."
 _TILE = "Queries that share a block list (R): comma list of numbers and auto."
 _PRIVATE = "Blocks that a query adds to a shared list (m): comma list."
 _DTYPE = "float32, float16 or bfloat16."
@@ -125,6 +126,7 @@ _DEVICE = "cpu or cuda; the GPU if there is one."
 _TIMEOUT = "Limit of one case."
 _BUDGET = "Time for the whole run; cases that do not fit are skipped and say so."
 _QUICK = "Few samples, and a budget of a minute unless --budget says otherwise."
+_STAGES = "Time the stages of each call, too: in further calls, after the samples."
 _ISOLATE = "A process of its own for every case."
 _DRY_RUN = "Print the cases and the predicted time, measure nothing."
 _CONFIG = "TOML file with the same options; the command line wins."
@@ -182,11 +184,13 @@ def run(
     window: Annotated[int, _option(_SHAPE, "--window", _WINDOW)] = WINDOW,
     query_tile: Annotated[Text, _option(_SHAPE, "--query-tile", _TILE, "LIST")] = None,
     private_blocks: Annotated[Text, _option(_SHAPE, "--private-blocks", _PRIVATE, "LIST")] = None,
+    branches: Annotated[Text, _option(_SHAPE, "--branches", _BRANCHES, "LIST")] = None,
     dtype: Annotated[Text, _option(_SHAPE, "--dtype", _DTYPE)] = None,
     device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
     timeout: Annotated[str, _option(_HOW, "--timeout", _TIMEOUT, "TIME")] = "10m",
     budget: Annotated[Text, _option(_HOW, "--budget", _BUDGET, "TIME")] = None,
     quick: Annotated[bool, _option(_HOW, "--quick/--no-quick", _QUICK)] = False,
+    stages: Annotated[bool, _option(_HOW, "--stages/--no-stages", _STAGES)] = False,
     isolate: Annotated[bool, _option(_HOW, "--isolate/--no-isolate", _ISOLATE)] = False,
     dry_run: Annotated[bool, _option(_HOW, "--dry-run", _DRY_RUN)] = False,
     config: Annotated[Path | None, _option(_FILES, "--config", _CONFIG, "FILE")] = None,
@@ -199,11 +203,13 @@ def run(
     seq_lens = tuple(sweep.parse_lengths(seq))
     limit = QUICK_BUDGET if quick and budget is None else budget
     how = ["--quick", *(["--budget", budget] if budget else [])] if quick else []
+    how += ["--stages"] if stages else []
     options = runner.RunOptions(
         timeout_s=request.parse_duration_s(timeout, "--timeout"),
         isolate=isolate,
         budget_s=None if limit is None else request.parse_duration_s(limit, "--budget"),
         quick=quick,
+        stages=stages,
         provider_files=tuple(str(path) for path in own),
         command_for=lambda case: request.repeat_command(case, own, how),
         distrust=lambda case: provider_info(case.provider) is None,
@@ -225,6 +231,7 @@ def run(
         window=window,
         query_tiles=request.parse_tiles(query_tile),
         private_blocks=request.parse_numbers(private_blocks, "--private-blocks"),
+        branches=request.parse_names(branches, "--branches"),
         sparsities=tuple(shares),
         inputs=inputs,
         seed=seed,
@@ -233,7 +240,7 @@ def run(
     cases = plan(wanted)
     root = store.check_output_root(out or _default_root())
     if dry_run:
-        _print_plan(cases, quick)
+        _print_plan(cases, options)
         return
     path = _measure(
         cases, options, root, resume=resume, chose_cpu=device is None and chosen == "cpu"
@@ -260,17 +267,18 @@ def _console(*, outlive_pipe: bool = False) -> Console:
     return PipeConsole(width=width, markup=False, highlight=False)
 
 
-def _predictor(quick: bool) -> Predictor:
-    limits = Limits.quick() if quick else Limits()
+def _predictor(options: runner.RunOptions) -> Predictor:
+    limits = Limits.quick() if options.quick else Limits()
     return Predictor(
         lambda case: case_work(case).flops,
-        sample_s=0.5 if quick else 3.0,
+        sample_s=0.5 if options.quick else 3.0,
         slow_call_s=limits.slow_call_s,
+        stage_calls=limits.stage_calls if options.stages else 0,
     )
 
 
-def _print_plan(cases: Sequence[Case], quick: bool) -> None:
-    predictor = _predictor(quick)
+def _print_plan(cases: Sequence[Case], options: runner.RunOptions) -> None:
+    predictor = _predictor(options)
     seconds = [predictor.case_seconds(case) for case in cases]
     columns = [case.columns() for case in cases]
     _console().print(terminal.plan_table(columns, seconds))
@@ -304,7 +312,7 @@ def _measure(
                 writer,
                 prepare=PREPARE,
                 options=options,
-                predictor=_predictor(options.quick),
+                predictor=_predictor(options),
                 on_event=lambda event: _show(display, event),
             )
         except KeyboardInterrupt:
@@ -313,10 +321,17 @@ def _measure(
             raise typer.Exit(EXIT_INTERRUPTED) from None
     frame, _ = _read([writer.path])
     console.print(terminal.rows_table(frame))
+    _print_stages(console, frame)
     console.print(f"Run: {writer.path} (dynbench report {writer.path} draws it)", soft_wrap=True)
     if not (frame["status"] == "ok").any():
         raise typer.Exit(EXIT_INVALID_DATA)
     return writer.path
+
+
+def _print_stages(console: Console, frame: pd.DataFrame) -> None:
+    table = terminal.stages_table(frame)
+    if table is not None:
+        console.print("", table)
 
 
 def _show(display: terminal.RunDisplay, event: runner.Event) -> None:
@@ -382,7 +397,9 @@ def show(
     elif csv:
         print(chosen.to_csv(index=False), end="")
     else:
-        _console().print(terminal.rows_table(chosen, baseline=baseline, among=frame))
+        console = _console()
+        console.print(terminal.rows_table(chosen, baseline=baseline, among=frame))
+        _print_stages(console, chosen)
 
 
 @app.command(help="Write one self-contained HTML page about runs, and print its path.")

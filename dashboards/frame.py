@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from dynbench.dashboards.stages import joined_stages
 from dynbench.harness.schema import COLUMNS
 
 FACET_COLUMNS = (
@@ -41,6 +42,7 @@ FACET_COLUMNS = (
 LINE_COLUMNS = (
     "provider",
     "lists",
+    "branches",
     "query_tile",
     "private_blocks",
     "target_sparsity",
@@ -118,19 +120,21 @@ def points(plain: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One record per line and length with a number: rows of repeated runs joined.
 
     Medians of medians and of speed-ups, the widest quartiles, the sum of samples, the largest
-    memory and error; ``rows`` and ``runs`` count what was joined, ``baseline_rows`` and
-    ``baseline_samples`` what the speed-up is over. Only ``ok`` rows count: an output beyond its
-    tolerance has no speed.
+    memory and error, medians of stages; ``rows`` and ``runs`` count what was joined,
+    ``baseline_rows`` and ``baseline_samples`` what the speed-up is over. Only ``ok`` rows count: an
+    output beyond its tolerance has no speed.
     """
     place = ["line", "length"]
     rows = with_speedups(measured(plain), baseline)
     grouped = rows.groupby(place, sort=True)
     result = grouped.agg(_POINT_AGGREGATES)
     result["rows"], result["runs"] = grouped.size(), grouped["run_id"].nunique()
+    told = rows[rows["stages_ms"] != ""]
+    result["stages_ms"] = told.groupby(place)["stages_ms"].agg(joined_stages)
     used = rows.drop_duplicates([*place, "baseline_run"]).groupby(place)
     for name in ("baseline_rows", "baseline_samples"):
         result[name] = used[name].sum()
-    return result.reset_index()
+    return result.fillna({"stages_ms": ""}).reset_index()
 
 
 def with_speedups(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:

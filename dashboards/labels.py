@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from dynbench.dashboards.frame import FACET_COLUMNS, LINE_COLUMNS, distinct
-from dynbench.dashboards.text import label_text, plain_text
+from dynbench.dashboards.text import branches_text, label_text, plain_text
 from dynbench.dashboards.theme import base_name
 
-_PROVIDER_ORDER = ("sdpa", "flash", "flex", "nsa", "dynsiha", "dynnsiha")
+_PROVIDER_ORDER = ("sdpa", "flash", "flex", "nsa", "fla", "dynsiha", "dynnsiha")
 _LISTS_ORDER = ("", "dense", "exact", "hybrid", "shared")
 _SPOKEN = {
     "top_n": "top {}",
@@ -57,7 +57,8 @@ def line_labels(records: list[dict[str, Any]]) -> dict[int, str]:
     ``records`` hold ``line``, ``pass`` and the columns of LINE_COLUMNS, one per line.
 
     Block lists are always named where they are not dense and the provider has several kinds, or is
-    not plain NSA; other settings are named where they differ between the provider's lines.
+    not plain NSA, and branches where one is left out; other settings are named where they differ
+    between the provider's lines.
     """
     by_provider: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -84,7 +85,9 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     elif not pd.isna(settings["top_n"]):
         block = value_text(settings["block_size"])
         parts.append(f"top {value_text(settings['top_n'])} blocks{f' of {block}' if block else ''}")
-    if not pd.isna(settings["window"]):
+    if settings["branches"]:
+        parts.append(f"branches {branches_text(settings['branches'])} alone")
+    if settings["window"] > 0:  # 0 where that branch is left out
         parts.append(f"window {value_text(settings['window'])}")
     return ", ".join(parts)
 
@@ -104,6 +107,7 @@ def order_key(settings: Mapping[str, Any], baseline: str) -> tuple[Any, ...]:
         known.index(base) if base in known else len(known),
         provider,
         _LISTS_ORDER.index(lists) if lists in _LISTS_ORDER else len(_LISTS_ORDER),
+        settings["branches"] != "",
         *numbers,
         str([settings[name] for name in LINE_COLUMNS]),
     )
@@ -182,16 +186,23 @@ def _label(record: Mapping[str, Any], kinds: int, varying: set[str]) -> str:
     parts = [label_text(record["provider"])]
     if _names_lists(record, kinds):
         parts.append(lists_text(record))
+    if record["branches"]:
+        parts.append(branches_text(record["branches"]))
     asked = not pd.isna(record["target_sparsity"])
     if asked:
         parts.append(f"sparsity {value_text(record['target_sparsity'])}")
     in_lists = ("query_tile", "private_blocks") if record["lists"] in ("hybrid", "shared") else ()
     for name, words in _SPOKEN.items():
-        shown = value_text(record[name])
+        shown = _setting_text(record, name)
         told = name in in_lists or (name == "top_n" and asked)
         if shown and name in varying and not told:
             parts.append(words.format(shown))
     return label_text(" · ".join(parts))
+
+
+def _setting_text(record: Mapping[str, Any], name: str) -> str:
+    """``value_text``; empty for the window of a line without that branch, which names its own."""
+    return "" if name == "window" and record[name] == 0 else value_text(record[name])
 
 
 def _names_lists(record: Mapping[str, Any], kinds: int) -> bool:
@@ -210,7 +221,7 @@ def _varying_settings(lines: list[dict[str, Any]]) -> set[str]:
         for name in _SPOKEN
         if len(
             distinct(
-                value_text(line[name])
+                _setting_text(line, name)
                 for line in (exact if name in ("query_tile", "private_blocks") else lines)
             )
         )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from dynbench.dashboards import frame as frames
 from dynbench.dashboards.labels import line_labels, order_key
+from dynbench.dashboards.stages import Breakdown, breakdown
 from dynbench.dashboards.text import label_text
 from dynbench.dashboards.theme import Style, base_name, style_of
 
@@ -40,6 +41,7 @@ class Point:
     rms_error: float | None = None
     rms_tolerance: float | None = None
     dense_error: float | None = None
+    stages: Breakdown | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
                 runs=int(row["runs"]),
                 baseline_rows=int(row["baseline_rows"]),
                 baseline_samples=int(row["baseline_samples"]),
+                stages=breakdown(row["stages_ms"], float(row["latency_ms"])),
                 **{
                     name: frames.number(row[name])
                     for name in (

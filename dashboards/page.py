@@ -83,6 +83,11 @@ class Section:
     view: View
     slots: tuple[Slot, ...]
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether any pass has something to show here."""
+        return any(slot.number is not None or slot.table is not None for slot in self.slots)
+
 
 @dataclass(frozen=True)
 class FacetPage:
@@ -156,7 +161,8 @@ def render(facets: Sequence[Facet], *, baseline: str, problems: Sequence[str], c
 def _facet_page(facet: Facet, title: str, baseline: str) -> FacetPage:
     key = f"f{facet.number}"
     drawn: list[go.Figure] = []
-    sections = tuple(_section(facet, view, drawn) for view in views(baseline, facet.suite))
+    made = [_section(facet, view, drawn) for view in views(baseline, facet.suite)]
+    sections = tuple(one for one in made if one.has_numbers or not one.view.optional)
     details, left_out = failure_details(facet)
     return FacetPage(
         number=facet.number,

@@ -10,7 +10,8 @@ import pandas as pd
 
 from dynbench.dashboards.compare import Comparison, Gain, comparisons
 from dynbench.dashboards.frame import number
-from dynbench.dashboards.model import Facet, Failure, Line, Point, runs_text
+from dynbench.dashboards.model import Facet, Failure, Line, Panel, Point, runs_text
+from dynbench.dashboards.stages import OTHER
 from dynbench.dashboards.text import (
     cell_text,
     command_text,
@@ -110,6 +111,36 @@ def figure_table(
         for line, cells in filled
     ]
     return Table(caption, ("line", "length (tokens)", "value"), tuple(groups))
+
+
+def stages_table(panel: Panel) -> Table | None:
+    """Where the time goes: a row per line and length, a column per stage; None without any."""
+    found = [(line, p, p.stages) for line in panel.lines for p in line.points]
+    told = [(line, point, stages) for line, point, stages in found if stages is not None]
+    if not told:
+        return None
+    names = list(dict.fromkeys(name for *_, stages in told for name, _ in stages.parts))
+    by_line: dict[int, list[tuple[str, ...]]] = {}
+    for line, point, stages in told:
+        times = dict(stages.with_other)
+        cells = (
+            f"{number_text(times[name])} ({stages.share_text(times[name])})"
+            if name in times
+            else ""
+            for name in (*names, OTHER)
+        )
+        whole = f"{number_text(stages.whole_ms)}{runs_text(point)}"
+        row = (length_text(point.seq_len), whole, number_text(stages.sum_ms), *cells)
+        by_line.setdefault(line.number, []).append(row)
+    return Table(
+        f"Stages of a call, {panel.title.lower()}: ms, and share of the median",
+        ("line", "length (tokens)", "median (ms)", "sum of stages (ms)", *names, OTHER),
+        tuple(
+            Group(line.label, tuple(by_line[line.number]))
+            for line in panel.lines
+            if line.number in by_line
+        ),
+    )
 
 
 def overview_table(facet: Facet) -> Table | None:

@@ -11,7 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dynbench.dashboards.stages import breakdown
 from dynbench.dashboards.text import (
+    branches_text,
     bytes_text,
     clip,
     count_text,
@@ -38,12 +40,14 @@ _VARYING = {  # columns shown only where they differ between the rows, with thei
     "shape": "H/K/D",
     "inputs": "inputs",
     "seed": "seed",
+    "branches": "branches",
     "top_n": "top-n",
     "window": "window",
     "query_tile": "R",
     "private_blocks": "m",
     "target_sparsity": "asked sparsity",
 }
+_REMARKABLE = ("branches",)  # shown wherever a row has a value: it is not the usual work
 _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
     "run_id",
     "workload_id",
@@ -54,6 +58,7 @@ _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
 )
 _STATUS_STYLES = {"ok": "green", "incorrect": "bold red", "error": "red", "skipped": "dim"}
 _REASON_CHARS = 160
+_STAGES = "where the time goes"
 
 
 class RunDisplay:
@@ -165,6 +170,33 @@ def rows_table(
     return table
 
 
+def stages_table(frame: pd.DataFrame) -> Table | None:
+    """Where the time of each row goes; None where no row says it.
+
+    Shares are of the whole call's median; ``other`` is what it has beyond the sum of the stages.
+    """
+    rows = _records(frame)
+    found = [(row, breakdown(row["stages_ms"], row["latency_ms"])) for row in rows]
+    told = [(row, parts) for row, parts in found if parts is not None]
+    if not told:
+        return None
+    varying = _varying(rows)
+    names = ["provider", "pass", *(_VARYING[name] for name in varying)]
+    table = _table(names, ("T", "median", "sum of stages", _STAGES))
+    for row, parts in told:
+        _add(
+            table,
+            [row["provider"], row["pass"], *(_plain(row[name]) for name in varying)],
+            length_text(row["seq_len"]),
+            time_text(parts.whole_ms),
+            time_text(parts.sum_ms),
+            ", ".join(
+                f"{name} {time_text(ms)} ({parts.share_text(ms)})" for name, ms in parts.with_other
+            ),
+        )
+    return table
+
+
 def plan_table(rows: Sequence[Record], seconds: Sequence[float]) -> Table:
     """Planned cases (the columns known before measuring) and the seconds predicted for each."""
     complete = [_with_shape(dict.fromkeys(COLUMNS) | dict(row)) for row in rows]
@@ -217,6 +249,8 @@ def row_line(row: Record) -> str:
     name = f"{row['suite']}/{row['provider']} {row['pass']} T={length_text(row['seq_len'])}"
     if (row["query_tile"] or 1) > 1:
         name += f" R={row['query_tile']} m={row['private_blocks']}"
+    if row["branches"]:
+        name += f" ({branches_text(row['branches'])})"
     if row["latency_ms"] is not None:
         name += f": {latency_text(row)}, peak {bytes_text(row['peak_memory_bytes'])}"
     if row["status"] == "ok":
@@ -251,7 +285,7 @@ def _table(left: Sequence[str], right: Sequence[str]) -> Table:
     for heading in left:
         table.add_column(heading, no_wrap=True)
     for heading in right:
-        if heading == "status":
+        if heading in ("status", _STAGES):
             table.add_column(heading, overflow="fold")
         else:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -283,7 +317,8 @@ def _plain(value: Any) -> str:
 
 
 def _varying(rows: Sequence[Record]) -> list[str]:
-    return [name for name in _VARYING if len({row[name] for row in rows} - {None}) > 1]
+    values = {name: {row[name] for row in rows} - {None} for name in _VARYING}
+    return [name for name in _VARYING if len(values[name]) > (0 if name in _REMARKABLE else 1)]
 
 
 def _with_shape(row: Record) -> dict[str, Any]:

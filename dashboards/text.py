@@ -55,6 +55,11 @@ def label_text(text: str) -> str:
     return shown if len(shown) <= LABEL_CHARS else f"{shown[: LABEL_CHARS - 1]}…"
 
 
+def branches_text(branches: str | None) -> str:
+    """The branches of a row that leaves one out, as ``compressed + selected``; else empty."""
+    return label_text((branches or "").replace(",", " + "))
+
+
 def cell_text(text: str) -> str:
     """Free text of a table cell."""
     return clip(visible(text), CELL_CHARS)

@@ -30,8 +30,9 @@ _KNOWN = {
     "nsa": "green",
     "dynsiha": "purple",
     "dynnsiha": "vermillion",
+    "fla": "yellow",
 }
-_OTHERS = ("black", "yellow")  # a user's own providers never look like a built-in one
+_OWN = "black"  # a user's own providers never look like a built-in one; markers tell them apart
 
 SWAPS = {
     "light": {OKABE_ITO["yellow"]: "#9A8C00"},
@@ -74,10 +75,7 @@ def base_name(provider: str) -> str:
 
 def colour_of(provider: str) -> str:
     """The colour of a provider's base name: the same in every figure and in every report."""
-    base = base_name(provider)
-    if base in _KNOWN:
-        return OKABE_ITO[_KNOWN[base]]
-    return OKABE_ITO[_OTHERS[_digest(base) % len(_OTHERS)]]
+    return OKABE_ITO[_KNOWN.get(base_name(provider), _OWN)]
 
 
 def style_of(provider: str, variant: int) -> Style:

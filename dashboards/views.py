@@ -14,10 +14,17 @@ from dynbench.dashboards.figures import (
     memory,
     roofline,
     speedup,
+    stages,
     throughput,
 )
 from dynbench.dashboards.model import Facet, Failure, Line, Panel, Point
-from dynbench.dashboards.tables import Table, figure_table, latency_cell, status_text
+from dynbench.dashboards.tables import (
+    Table,
+    figure_table,
+    latency_cell,
+    stages_table,
+    status_text,
+)
 from dynbench.dashboards.text import label_text
 
 
@@ -34,9 +41,13 @@ class View:
     cell: Callable[[Panel, Line, Point], str]
     failure: Callable[[Failure], str] = status_text
     only_sparse: bool = False  # whether dense lines have no place here
+    tabulate: Callable[[Panel], Table | None] | None = None  # instead of a table of cells
+    optional: bool = False  # left out of the page where no row has these numbers
 
     def table(self, panel: Panel) -> Table | None:
         """The numbers of the figure."""
+        if self.tabulate is not None:
+            return self.tabulate(panel)
         caption = f"{self.title}, {panel.title.lower()}: {self.unit}"
         lines = [line for line in panel.lines if line.is_sparse or not self.only_sparse]
         return figure_table(
@@ -51,7 +62,7 @@ def views(baseline: str, suite: str = "attention") -> tuple[View, ...]:
     that it is another number for each provider.
     """
     work = [view for view in _work_views() if (view.key, suite) != ("dense-equivalent", "layer")]
-    return (*_speed_views(label_text(baseline)), *work, *_quality_views())
+    return (*_speed_views(label_text(baseline)), _stages_view(), *work, *_quality_views())
 
 
 def _speed_views(name: str) -> tuple[View, ...]:
@@ -88,6 +99,21 @@ def _speed_views(name: str) -> tuple[View, ...]:
             speedup.speedup_cell,
             only_sparse=True,
         ),
+    )
+
+
+def _stages_view() -> View:
+    return View(
+        "stages",
+        "Where the time goes",
+        "A longer part costs more.",
+        "Stages of a call, recorded in further calls after the samples (--stages), as shares of "
+        "the whole call's median. What they leave of it is named other.",
+        "ms and share of the median",
+        lambda facet, panel: stages.stages_figure(panel),
+        lambda panel, line, point: "",
+        tabulate=stages_table,
+        optional=True,
     )
 
 

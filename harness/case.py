@@ -23,6 +23,7 @@ WORKLOAD_COLUMNS = (
 SETTING_COLUMNS = (
     "backend",
     "lists",
+    "branches",
     "block_size",
     "compress_block",
     "compress_stride",

@@ -3,13 +3,13 @@
 The usual case::
 
     baseline memory, setup, first call, checked call on poisoned memory, call under the memory
-    meter, warm-up, samples, checked call on poisoned memory
+    meter, warm-up, samples, checked call on poisoned memory, calls with recorded stages if wanted
 
 A case whose calls take over ``slow_call_s`` cannot afford that. It gets no warm-up and two samples,
 and its second call serves at once as sample, as memory measurement and for the check: two or three
 calls altogether. The first call counts as the first sample where the second confirms it (it was
 not compiling); then ``compile_ms`` equals ``samples_ms[0]``. Otherwise a third call is the second
-sample, and it is checked as well. ``warmup_count`` is 0 either way.
+sample, and it is checked as well. ``warmup_count`` is 0 either way. Its stages are recorded once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dynbench.harness.poison import (
     poison_device,
 )
 from dynbench.harness.schema import Status
+from dynbench.harness.stages import stage_columns
 from dynbench.harness.subject import Correctness, Subject, Work
 from dynbench.harness.telemetry import Telemetry
 from dynbench.harness.timing import (
@@ -54,18 +55,20 @@ class Limits:
 
     ``warmup_s`` is spent in calls before the first sample (the checked and the measured call are
     not enough to settle clocks), ``max_warmup_calls`` ends that early for tiny kernels.
+    ``stage_calls`` are those in which the stages are recorded, where they are wanted.
     """
 
     slow_call_s: float = 5.0
     warmup_s: float = 0.5
     max_warmup_calls: int = 200
+    stage_calls: int = 7
     criterion: StoppingCriterion = field(default_factory=StoppingCriterion)
 
     @classmethod
     def quick(cls) -> Limits:
         """For a first answer: the same steps with fewer samples."""
         criterion = StoppingCriterion(precision=0.03, min_samples=3, max_samples=25, max_seconds=1)
-        return cls(slow_call_s=2.0, warmup_s=0.1, criterion=criterion)
+        return cls(slow_call_s=2.0, warmup_s=0.1, stage_calls=3, criterion=criterion)
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,14 @@ def measure(
     ceilings: Ceilings | None,
     limits: Limits,
     on_stage: Callable[[str], None] = lambda stage: None,
+    *,
+    stages: bool = False,
 ) -> dict[str, Any]:
     """Measure ``subject`` and return the columns of its row: status, times, memory, rates, checks.
 
     ``machine`` holds provenance columns and is passed through; without ``ceilings`` the columns
-    that need them stay empty. ``on_stage`` hears what begins. A failed check gives status
+    that need them stay empty. ``on_stage`` hears what begins. ``stages`` asks for the subject's own
+    stages, if it has any. A failed check gives status
     ``incorrect``; before sampling, it also ends the case. Whatever the subject raises is passed on.
     """
     returned = Returned(subject.inputs)
@@ -157,6 +163,11 @@ def measure(
         columns.update(telemetry.columns(taken.samples.starts_s, taken.samples.durations_s))
         columns.update(rate_columns(subject.work, columns["latency_ms"], ceilings))
     if taken.verdict.passed:
+        if stages and subject.record_stages is not None:
+            on_stage("stages")
+            slow = columns["latency_ms"] > limits.slow_call_s * 1e3
+            calls = 1 if slow else limits.stage_calls
+            columns.update(stage_columns(subject.record_stages, subject.run, timer, calls))
         on_stage("facts")
         columns.update(subject.facts())
     return columns

@@ -42,7 +42,8 @@ class Predictor:
     provider's name to the share of the matrix product rate it is expected to reach (a variant such
     as ``sdpa:math`` falls back to ``sdpa``, anything unknown to ``default_efficiency``).
     ``sample_s`` is the time spent sampling a fast case, and calls over ``slow_call_s`` are made
-    twice only (see measure.Limits): pass less of both for ``--quick``.
+    twice only (see measure.Limits): pass less of both for ``--quick``. ``stage_calls`` are further
+    calls of each case (one of a slow one).
     """
 
     flops_of: Callable[[Case], int | None]
@@ -50,6 +51,7 @@ class Predictor:
     default_efficiency: float = 0.25
     sample_s: float = 3.0
     slow_call_s: float = 5.0
+    stage_calls: int = 0
     _seen: list[_Seen] = field(default_factory=list, init=False, repr=False)
     _tflops: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -99,8 +101,9 @@ class Predictor:
 
     def _model(self, call_s: float) -> float:
         if call_s > self.slow_call_s:
-            return _FIXED_COST_S + 2 * call_s
-        return _FIXED_COST_S + max(_CALLS * call_s, self.sample_s)
+            return _FIXED_COST_S + (2 + min(self.stage_calls, 1)) * call_s
+        calls_s = max(_CALLS * call_s, self.sample_s)
+        return _FIXED_COST_S + calls_s + self.stage_calls * call_s
 
     def _correction(self, case: Case) -> float:
         """Observed over modelled wall time, of the latest rows of this provider (else of all)."""

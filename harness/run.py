@@ -31,8 +31,9 @@ class RunOptions:
     ``timeout_s`` limits one case, inputs and checks included. ``isolate`` gives every case its own
     process, and a case that ``distrust`` names is the last one of its process. ``budget_s`` limits
     the whole run: a case predicted not to fit into what is left becomes a ``skipped`` row, and so
-    does one that the budget's end cuts off. ``quick`` takes fewer samples. ``provider_files`` are
-    paths of the user's own providers, handed to ``prepare`` as they are. ``command_for`` gives the
+    does one that the budget's end cuts off. ``quick`` takes fewer samples, ``stages`` further calls
+    that record where their time goes. ``provider_files`` are paths of the user's own providers,
+    handed to ``prepare`` as they are. ``command_for`` gives the
     command line that repeats one case. ``version_of`` gives the version of a provider that may
     change between two calls of ``run_cases`` (a user's file), None for others: a finished row of
     another version is measured again.
@@ -42,6 +43,7 @@ class RunOptions:
     isolate: bool = False
     budget_s: float | None = None
     quick: bool = False
+    stages: bool = False
     provider_files: tuple[str, ...] = ()
     command_for: Callable[[Case], str] | None = None
     distrust: Callable[[Case], bool] = lambda case: False
@@ -164,6 +166,7 @@ class _Run:
             prepare,
             provider_files=options.provider_files,
             quick=options.quick,
+            stages=options.stages,
             isolate=options.isolate,
             distrust=options.distrust,
             on_stage=self._tell_stage,

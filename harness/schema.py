@@ -104,13 +104,23 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
             "string",
             "`dense`, `exact` (query_tile 1), `hybrid` (shared and private) or `shared`.",
         ),
+        Column(
+            "branches",
+            "string",
+            "Branches computed of `compressed,selected,sliding`; null where none is left out.",
+        ),
         Column("block_size", "int", "Tokens in a selection block.", "tokens"),
         Column("compress_block", "int", "Tokens in a compression window.", "tokens"),
         Column("compress_stride", "int", "Tokens between compression windows.", "tokens"),
         Column("top_n", "int", "Selection blocks per query, forced and private ones included."),
         Column("init_blocks", "int", "Forced blocks at the start of the sequence."),
         Column("local_blocks", "int", "Forced newest blocks, the query's own included."),
-        Column("window", "int", "Keys of the sliding branch, the query's own included.", "tokens"),
+        Column(
+            "window",
+            "int",
+            "Keys of the sliding branch, the query's own included; 0 where it is left out.",
+            "tokens",
+        ),
         Column(
             "query_tile", "int", "Neighbouring queries that share a block list (R); 1 is exact NSA."
         ),
@@ -153,6 +163,13 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
             "ms",
         ),
         Column("throttled_samples", "int", "Samples taken while the device reported a slow-down."),
+        Column(
+            "stages_ms",
+            "string",
+            "JSON object: median of each stage of the call, recorded apart from the samples "
+            "(`--stages`).",
+            "ms",
+        ),
     ),
     "memory": (
         Column(

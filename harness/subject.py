@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynbench.harness.stages import Record
+
 
 class Unavailable(Exception):
     """A package or device that the provider needs is not here; the message says how to get it."""
@@ -61,6 +63,7 @@ class Subject:
     ``facts`` returns further columns of the row (sparsity, overlap, backend that ran). ``inputs``
     holds the tensors that ``run`` reads (any nesting of them): an output may be a part of one of
     them, and the harness overwrites outputs that are still held, but never inputs.
+    ``record_stages`` opens a recording of the stages that ``run`` goes through meanwhile.
     """
 
     run: Callable[[], Any]
@@ -70,3 +73,4 @@ class Subject:
     setup: Callable[[], None] | None = None
     facts: Callable[[], Mapping[str, Any]] = field(default=dict)
     inputs: Any = None
+    record_stages: Record | None = None

@@ -195,7 +195,8 @@ class Supervisor:
     A worker dies with the thread that started it, so use one supervisor from one thread only.
 
     ``prepare`` is the dotted path of the suite's function, ``provider_files`` go to it as they are,
-    ``isolate`` gives every case a worker of its own, and ``on_stage`` hears how a case goes on.
+    ``quick`` takes fewer samples, ``stages`` records the stages of each call as well, ``isolate``
+    gives every case a worker of its own, and ``on_stage`` hears how a case goes on.
     A case that ``distrust`` names (one that runs a user's code, which may change its process at
     will) is the last one of its worker.
     Attribute ``ceilings`` holds what was measured: ``{"cpu": {"float32": [GB/s, TFLOP/s]}}``.
@@ -207,6 +208,7 @@ class Supervisor:
         *,
         provider_files: Sequence[str] = (),
         quick: bool = False,
+        stages: bool = False,
         isolate: bool = False,
         distrust: Callable[[Case], bool] = lambda case: False,
         on_stage: Callable[[str], None] = lambda stage: None,
@@ -216,6 +218,7 @@ class Supervisor:
             "prepare": prepare,
             "provider_files": [os.fspath(path) for path in provider_files],
             "quick": quick,
+            "stages": stages,
         }
         self._isolate = isolate
         self._distrust = distrust

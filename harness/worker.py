@@ -82,7 +82,16 @@ class Worker:
             subject = self._prepare(case, request)
             columns.update(work_columns(subject))
             limits = Limits.quick() if request["quick"] else Limits()
-            columns.update(measure(subject, case, self.machine, ceilings, limits, self._stage))
+            found = measure(
+                subject,
+                case,
+                self.machine,
+                ceilings,
+                limits,
+                self._stage,
+                stages=request["stages"],
+            )
+            columns.update(found)
             complete_row(columns)  # a suite's misspelt column must fail here, as this case's error
         except BaseException as error:  # SystemExit and KeyboardInterrupt of a provider, too
             columns = {**_accepted(columns), **failure_columns(error)}

@@ -159,8 +159,9 @@ def _forced(own: Tensor, blocks: int, config: NSAConfig) -> Tensor:
 def list_facts(lists: Lists, config: NSAConfig, seq_len: int) -> dict[str, float | None]:
     """The sparsity columns of a row, over every query of every head.
 
-    attended_share: pairs in the union of selected blocks and window, over causal pairs; sparsity is
-    the rest. list_overlap: share of a query's blocks that its predecessor lists too.
+    attended_share: pairs in the union of selected blocks and window (none where that branch is left
+    out), over causal pairs; sparsity is the rest. list_overlap: share of a query's blocks that its
+    predecessor lists too.
     hottest_block_share: of the unforced blocks, the one that most queries of a head chose, over all
     queries; None where no query had a choice.
     """
@@ -199,8 +200,9 @@ def _row_chunks(seq_len: int, device: torch.device, rows: int) -> Iterator[Tenso
 
 def _attended(listed: Tensor, rows: Tensor, config: NSAConfig) -> int:
     """Keys in the union of blocks [B, N, K, n] and window, summed over all queries."""
+    keys = config.window if "sliding" in config.branches else 0
     end_of_query = rows[:, None, None] + 1
-    window_start = (end_of_query - config.window).clamp(min=0)
+    window_start = (end_of_query - keys).clamp(min=0)
     start = listed * config.block_size
     end = torch.minimum(start + config.block_size, end_of_query)
     in_window = (end - torch.maximum(start, window_start)).clamp(min=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynbench.suites.settings import BRANCHES
 from dynbench.suites.shapes import UsageError, unknown
 
 PASSES = ("forward", "backward", "forward_backward")
@@ -30,7 +31,9 @@ class ProviderInfo:
         name: what the command line calls it.
         summary: one line for ``dynbench list``.
         computes: ``dense`` causal attention, ``nsa`` (the paper's configuration) or ``dynnsiha``
-            (the word-guided one, with query_tile and private_blocks as axes).
+            (64/64 windows, with query_tile and private_blocks as axes).
+        exact: its lists are exact, whatever the axes say.
+        branches: of sparse attention, those that it has.
         synthesised: in suite ``layer``, q, k, v and y come from sparse Bayesian layers instead of
             plain projections.
         suites, passes, devices: what it serves; elsewhere its rows are ``unsupported``.
@@ -41,6 +44,8 @@ class ProviderInfo:
     name: str
     summary: str
     computes: str = "dense"
+    exact: bool = False
+    branches: tuple[str, ...] = BRANCHES
     synthesised: bool = False
     suites: tuple[str, ...] = ("attention", "layer")
     passes: tuple[str, ...] = PASSES
@@ -81,7 +86,22 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "torch's FlexAttention, compiled, with a causal block mask",
             devices=("cuda",),
         ),
-        ProviderInfo("nsa", "native sparse attention, the paper's windows, exact lists", "nsa"),
+        ProviderInfo(
+            "nsa",
+            "native sparse attention, the paper's windows, exact lists",
+            "nsa",
+            exact=True,
+        ),
+        ProviderInfo(
+            "fla",
+            "flash-linear-attention's parallel_nsa: 64/64 windows, exact lists, no sliding branch",
+            "dynnsiha",
+            exact=True,
+            branches=("compressed", "selected"),
+            suites=("attention",),
+            devices=("cuda",),
+            packages=("fla-core",),
+        ),
         ProviderInfo(
             "dynsiha",
             "DynSIHA: dense attention at the same heads; in suite layer with synthesised q, k, v",

@@ -33,6 +33,7 @@ from dynbench.suites.compare import (
 from dynbench.suites.inputs import AttentionInputs
 from dynbench.suites.rows import Lists, Parts, Slice, cut, key_reference, row_reference
 from dynbench.suites.sampling import Sample, sample
+from dynbench.suites.settings import BRANCHES
 from dynbench.suites.spec import Spec
 
 _DOUBLE_ELEMENTS = 2**26
@@ -96,8 +97,11 @@ class AttentionCheck:
         """
         names = output_names(self.spec)
         checked = self._describe(names, lists is not None)
-        if self.spec.config is not None and lists is None:
+        config = self.spec.config
+        if config is not None and lists is None:
             checked += "; lists unknown, chosen by the reference"
+        if config is not None and config.branches != BRANCHES:
+            checked += f"; branches {' and '.join(config.branches)} alone"
         problem = self._shape_problem(outputs, names, lists)
         if problem:
             return Correctness(float("nan"), 0.0, checked, problem=problem)

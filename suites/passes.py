@@ -10,6 +10,7 @@ from torch import Tensor
 from dynbench.harness.case import Case
 from dynbench.harness.subject import Correctness, Subject
 from dynbench.suites.work import case_work
+from dynnsiha.attention.stages import record_stages
 
 
 class Call(Protocol):
@@ -26,7 +27,10 @@ class Call(Protocol):
 
 
 def subject_of(case: Case, call: Call, version: str) -> Subject:
-    """What the harness measures: the case's pass of the call."""
+    """What the harness measures: the case's pass of the call.
+
+    Stages are those of the library's core, and any that a user's kernel wraps in its ``stage``.
+    """
     passes = {
         "forward": call.forward,
         "backward": call.backward,
@@ -40,4 +44,5 @@ def subject_of(case: Case, call: Call, version: str) -> Subject:
         setup=call.keep_forward if case.pass_ == "backward" else None,
         facts=call.facts,
         inputs=call.inputs,
+        record_stages=lambda: record_stages(case.device),
     )

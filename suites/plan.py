@@ -13,13 +13,19 @@ from dynbench.harness.sweep import MAX_VALUE
 from dynbench.suites.catalog import (
     DEVICES,
     DTYPES,
+    ProviderInfo,
     default_providers,
     provider_info,
     resolve_providers,
     resolve_suite,
 )
 from dynbench.suites.own import OwnProvider, read_own_provider
-from dynbench.suites.settings import BLOCK_SIZE, FORCED_BLOCKS, sparse_settings
+from dynbench.suites.settings import (
+    BLOCK_SIZE,
+    BRANCHES,
+    FORCED_BLOCKS,
+    sparse_settings,
+)
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, unknown
 from dynbench.suites.sparsity import solve_top_n
 
@@ -43,6 +49,7 @@ class PlanOptions:
         top_n, window: selection blocks per query and keys of the sliding branch.
         query_tiles, private_blocks: axes of the providers that compute ``dynnsiha``; ``auto`` is
             the word-guided default. private_blocks is irrelevant at query_tile 1 and is 0 there.
+        branches: of the sparse providers, ``selected`` among them; None is all that each one has.
         sparsities: shares of causal pairs to leave out; each one solves top_n, per sequence length.
         inputs: distribution of the inputs; None is the suite's first.
         seed: of inputs and parameters.
@@ -62,6 +69,7 @@ class PlanOptions:
     window: int = WINDOW
     query_tiles: tuple[Tile, ...] | None = None
     private_blocks: tuple[int, ...] | None = None
+    branches: tuple[str, ...] | None = None
     sparsities: tuple[float, ...] = ()
     inputs: str | None = None
     seed: int = 0
@@ -83,7 +91,7 @@ def plan(options: PlanOptions) -> list[Case]:
     suite = resolve_suite(options.suite)
     own = [read_own_provider(Path(path)) for path in options.provider_files]
     _check(options)
-    computes = _providers(options, own)
+    providers = _providers(options, own)
     passes = options.passes or (
         ("forward",) if options.device == "cpu" else ("forward", "backward")
     )
@@ -93,10 +101,10 @@ def plan(options: PlanOptions) -> list[Case]:
     shapes = options.shapes or (SHAPES["cpu" if options.device == "cpu" else "paper"],)
     cases = {
         case.case_id: case
-        for shape, seq_len, pass_, (name, kind) in itertools.product(
-            shapes, options.seq_lens, passes, computes.items()
+        for shape, seq_len, pass_, (name, info) in itertools.product(
+            shapes, options.seq_lens, passes, providers.items()
         )
-        for settings in _settings(options, shape, seq_len, kind)
+        for settings in _settings(options, shape, seq_len, info)
         for case in [_case(options, shape, seq_len, pass_, name, settings)]
     }
     return list(cases.values())
@@ -131,6 +139,14 @@ def _check(options: PlanOptions) -> None:
                 f"query_tile={tile} does not divide blocks of {BLOCK_SIZE}: "
                 f"use {', '.join(divisors)} or auto"
             )
+    for branch in options.branches or ():
+        if branch not in BRANCHES:
+            raise UsageError(unknown("branch", branch, BRANCHES))
+    if options.branches is not None and "selected" not in options.branches:
+        raise UsageError(
+            f"branches={','.join(options.branches)}: must have selected among them, "
+            "since all the other settings are about its lists"
+        )
     for share in options.sparsities:
         if not 0 <= share < 1:
             raise UsageError(f"sparsity={share}: must be at least 0 and below 1, like 0.9")
@@ -138,47 +154,53 @@ def _check(options: PlanOptions) -> None:
         raise UsageError("sparsity and top_n exclude each other: sparsity solves top_n")
 
 
-def _providers(options: PlanOptions, own: list[OwnProvider]) -> dict[str, str]:
+def _providers(options: PlanOptions, own: list[OwnProvider]) -> dict[str, ProviderInfo]:
     """What each provider computes, by name, in the order to be measured."""
-    own_computes = {provider.name: provider.computes for provider in own}
-    if len(own_computes) < len(own):
+    of_user = {
+        provider.name: ProviderInfo(
+            provider.name, provider.version, provider.computes, exact=provider.computes == "nsa"
+        )
+        for provider in own
+    }
+    if len(of_user) < len(own):
         raise UsageError("two provider files have the same name: rename one of them")
     names = options.providers or default_providers(options.device)
-    named = resolve_providers(",".join(names), options.suite, options.device, tuple(own_computes))
-    built_in = {name: info.computes for name in named if (info := provider_info(name))}
-    return {
-        name: (built_in | own_computes)[name] for name in dict.fromkeys((*named, *own_computes))
-    }
+    named = resolve_providers(",".join(names), options.suite, options.device, tuple(of_user))
+    built_in = {name: info for name in named if (info := provider_info(name))}
+    return {name: (built_in | of_user)[name] for name in dict.fromkeys((*named, *of_user))}
 
 
 def _settings(
-    options: PlanOptions, shape: Shape, seq_len: int, computes: str
+    options: PlanOptions, shape: Shape, seq_len: int, info: ProviderInfo
 ) -> Iterator[dict[str, Value]]:
     """How one provider does its work: one entry per point of its axes."""
-    if computes == "dense":
+    if info.computes == "dense":
         yield {"lists": "dense"}
         return
-    for tile, private in _axes(options, computes):
+    branches = options.branches or info.branches
+    window = options.window if "sliding" in branches else 0
+    for tile, private in _axes(options, info):
         for target in options.sparsities or (None,):
             if target is None:
                 top_n = options.top_n or TOP_N
             else:
-                top_n = solve_top_n(seq_len, options.window, target)
+                top_n = solve_top_n(seq_len, window, target)
             settings = sparse_settings(
-                computes,
+                info.computes,
                 shape.q_heads,
                 shape.kv_heads,
                 top_n=top_n,
                 window=options.window,
                 query_tile=tile,
                 private_blocks=min(private, top_n - FORCED_BLOCKS),
+                branches=branches,
             )
             yield settings if target is None else settings | {"target_sparsity": target}
 
 
-def _axes(options: PlanOptions, computes: str) -> list[tuple[Tile, int]]:
+def _axes(options: PlanOptions, info: ProviderInfo) -> list[tuple[Tile, int]]:
     """Pairs (query_tile, private_blocks) to measure."""
-    if computes == "nsa":
+    if info.exact:
         return [(1, 0)]
     tiles = options.query_tiles or ((1, 16) if options.device == "cpu" else ("auto",))
     return list(itertools.product(tiles, options.private_blocks or (PRIVATE_BLOCKS,)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dynbench.harness.case import Case
 from dynbench.harness.subject import Subject, Unsupported
+from dynbench.suites.catalog import provider_info
 from dynbench.suites.sparsity import unreachable
 
 
@@ -16,6 +17,10 @@ def prepare(case: Case, provider_files: Iterable[str | Path] = ()) -> Subject:
     Raises Unavailable (a package or device is missing), Unsupported (the provider does not serve
     the case, or its target sparsity cannot be reached) and ProviderFileError (a broken file).
     """
+    info = provider_info(case.provider)
+    if info is not None and case.suite not in info.suites:
+        served = " or ".join(info.suites)
+        raise Unsupported(f"{info.name} has no part in suite {case.suite}: use --suite {served}")
     target = case.settings.get("target_sparsity")
     if target is not None:
         seq_len, window = int(case.workload["seq_len"]), int(case.settings["window"])

@@ -23,7 +23,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
 _WORK_OPTIONS = (*_HEADS, "model_dim", "batch", "inputs", "seed")
 _EXCLUSIVE = ({"shape"}, {"q-heads", "kv-heads", "head-dim"}), ({"top-n"}, {"sparsity"})
-_SPARSE_OPTIONS = ("window", "query_tile", "private_blocks")
+_SPARSE_OPTIONS = ("branches", "window", "query_tile", "private_blocks")
 
 
 def parse_names(text: str | None, option: str) -> tuple[str, ...] | None:
@@ -162,6 +162,8 @@ def repeat_command(case: Case, provider_files: Sequence[Path] = (), how: Sequenc
     elif "top_n" in case.settings:
         values["top_n"] = case.settings["top_n"]
     values |= {name: case.settings[name] for name in _SPARSE_OPTIONS if name in case.settings}
+    if values.get("window") == 0:  # no window of 0 keys, but no sliding branch: --branches says so
+        del values["window"]
     values |= {"dtype": case.dtype, "device": case.device}
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -5,7 +5,7 @@ The core is imported inside the functions: planning a sweep must not cost an imp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynbench.harness.case import Value
@@ -17,6 +17,7 @@ BLOCK_SIZE = 64
 INIT_BLOCKS = 1
 LOCAL_BLOCKS = 2
 FORCED_BLOCKS = INIT_BLOCKS + LOCAL_BLOCKS
+BRANCHES = ("compressed", "selected", "sliding")
 
 CONFIG_FIELDS = (
     "block_size",
@@ -40,11 +41,14 @@ def sparse_settings(
     window: int,
     query_tile: int | Literal["auto"],
     private_blocks: int,
+    branches: Collection[str] = BRANCHES,
 ) -> dict[str, Value]:
     """Settings of a sparse case: every field of the configuration that changes the work.
 
     ``computes`` is ``nsa`` (32/16 windows, exact lists) or ``dynnsiha`` (64/64 windows). Exact
-    lists have nothing shared, so query_tile 1 sets private_blocks to 0: one work, one case id.
+    lists have nothing shared, so query_tile 1 sets private_blocks to 0: one work, one case id. For
+    the same reason window is 0 without the sliding branch. ``branches`` are named only where one is
+    left out.
     """
     from dynnsiha.attention.config import NSAConfig
 
@@ -54,6 +58,7 @@ def sparse_settings(
         "local_blocks": LOCAL_BLOCKS,
         "top_n": top_n,
         "window": window,
+        "branches": tuple(name for name in BRANCHES if name in branches),
     }
     if computes == "nsa":
         config = NSAConfig.paper(**fields)
@@ -63,7 +68,16 @@ def sparse_settings(
     settings: dict[str, Value] = {name: getattr(config, name) for name in CONFIG_FIELDS}
     if config.query_tile == 1:
         settings["private_blocks"] = 0
-    return {"lists": config.lists} | settings
+    if config.branches == BRANCHES:
+        return {"lists": config.lists} | settings
+    if "sliding" not in config.branches:
+        settings["window"] = 0
+    return {"lists": config.lists, "branches": ",".join(config.branches)} | settings
+
+
+def branches_of(settings: Mapping[str, Value]) -> tuple[str, ...]:
+    """The branches that a sparse case computes."""
+    return tuple(str(settings["branches"]).split(",")) if "branches" in settings else BRANCHES
 
 
 def config_from(settings: Mapping[str, Value]) -> NSAConfig | None:
@@ -73,4 +87,7 @@ def config_from(settings: Mapping[str, Value]) -> NSAConfig | None:
     if settings["lists"] == "dense":
         return None
     fields: dict[str, Any] = {name: settings[name] for name in CONFIG_FIELDS}
-    return NSAConfig(**fields)
+    branches = branches_of(settings)
+    if "sliding" not in branches:
+        del fields["window"]  # 0 says that nobody reads it; the core knows no window of 0
+    return NSAConfig(**fields, branches=branches)

@@ -8,8 +8,9 @@ Conventions, for every provider alike, whatever it computes on top:
 - Backward costs 2.5 times the forward's matrix products (five instead of two: the recomputation of
   q k^T included); a linear layer's backward costs twice its forward.
 - Sparse attention attends to the sum of its branches: windows that have ended (compressed), the
-  tokens of its blocks up to the query (selected), and the last ``window`` tokens (sliding). Ranking
-  the blocks reuses the compressed branch's logits and counts nothing.
+  tokens of its blocks up to the query (selected), and the last ``window`` tokens (sliding); those
+  left out count nothing. Ranking the blocks reuses the compressed branch's logits and counts
+  nothing.
 - ``dense_flops`` is the same case with dense attention: in suite ``layer``, projections included.
 - Bytes: every input once, every output once. Forward reads q, k, v (and gates) and writes o;
   backward reads these and do and writes a gradient of each; a layer adds its parameters.
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from dynbench.harness.case import Case, Value
 from dynbench.harness.subject import Work
 from dynbench.suites.catalog import provider_info
+from dynbench.suites.settings import branches_of
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FORWARD_FLOPS = 4
@@ -75,17 +77,20 @@ def attended_pairs(seq_len: int, settings: Mapping[str, Value]) -> int:
     if settings["lists"] == "dense":
         return dense_pairs(seq_len)
     number = {name: int(value) for name, value in settings.items() if isinstance(value, int)}
-    return (
-        compressed_pairs(seq_len, number["compress_block"], number["compress_stride"])
-        + selected_pairs(seq_len, number["block_size"], number["top_n"])
-        + sliding_pairs(seq_len, number["window"])
-    )
+    pairs = {
+        "compressed": compressed_pairs(
+            seq_len, number["compress_block"], number["compress_stride"]
+        ),
+        "selected": selected_pairs(seq_len, number["block_size"], number["top_n"]),
+        "sliding": sliding_pairs(seq_len, number["window"]),
+    }
+    return sum(pairs[branch] for branch in branches_of(settings))
 
 
 def case_work(case: Case) -> Work:
     """Cost of one call of a case."""
     shape = {name: int(value) for name, value in case.workload.items() if isinstance(value, int)}
-    gated = case.settings["lists"] != "dense"
+    gates = 0 if case.settings["lists"] == "dense" else len(branches_of(case.settings))
     rate = _PAIR_FLOPS[case.pass_] * shape["batch"] * shape["q_heads"] * shape["head_dim"]
     flops = rate * attended_pairs(shape["seq_len"], case.settings)
     dense_flops = rate * dense_pairs(shape["seq_len"])
@@ -99,7 +104,7 @@ def case_work(case: Case) -> Work:
     else:
         width = shape["head_dim"]
         inputs = tokens * (shape["q_heads"] + 2 * shape["kv_heads"]) * width
-        inputs += tokens * 3 * shape["q_heads"] if gated else 0
+        inputs += tokens * gates * shape["q_heads"]
         outputs = tokens * shape["q_heads"] * width
     elements = {
         "forward": inputs + outputs,

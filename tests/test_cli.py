@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from dynbench import cli
 from dynbench.harness.measure import Limits, measure
+from dynbench.harness.run import RunOptions
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
 from dynbench.suites.request import repeat_command
@@ -148,6 +149,28 @@ def test_the_command_of_a_row_repeats_it(inside, monkeypatch, capsys):
         arguments = shlex.split(row["command"])[1:]
         _, planned, _ = invoke(monkeypatch, capsys, *arguments, "--dry-run")
         assert re.findall(r"^[0-9a-f]{16}", planned, re.MULTILINE) == [row["case_id"]]
+
+
+def test_stages_are_printed_kept_and_drawn(tmp_path):
+    done = dynbench(*TINY, "--seq", "256", "--stages", "--report", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.partition("where the time goes")[2].split())
+    assert re.match(r"dynnsiha forward 256 .* pairs [\d.]+ (ms|µs) \(\d+ %\), .* other ", words)
+    (page,) = tmp_path.rglob("report.html")
+    assert "Where the time goes" in page.read_text(encoding="utf-8")
+    shown = dynbench("show", "--json", cwd=tmp_path)
+    dense, sparse = json.loads(shown.stdout)
+    assert dense["stages_ms"] is None
+    assert {"summaries", "compressed", "choice", "pairs"} <= set(json.loads(sparse["stages_ms"]))
+    assert sparse["command"].endswith(" --quick --stages")
+
+
+def test_the_window_can_be_left_out_beside_fla(tmp_path):
+    options = ("--providers", "dynnsiha,fla", "--branches", "compressed,selected", "--quick")
+    done = dynbench("run", "--seq", "256", "--query-tile", "1", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"dynnsiha +forward +compressed,selected .* ok", done.stdout)
+    assert re.search(r"fla +forward +compressed,selected .*un(available|supported): ", done.stdout)
 
 
 def test_show_csv(inside, monkeypatch, capsys):
@@ -343,8 +366,11 @@ def test_an_encoding_without_the_signs_ends_nothing(inside):
 
 
 def test_quick_cases_are_predicted_by_the_limits_they_run_under():
-    assert cli._predictor(True).slow_call_s == Limits.quick().slow_call_s
-    assert cli._predictor(False).slow_call_s == Limits().slow_call_s
+    quick = cli._predictor(RunOptions(quick=True, stages=True))
+    assert quick.slow_call_s == Limits.quick().slow_call_s
+    assert quick.stage_calls == Limits.quick().stage_calls
+    usual = cli._predictor(RunOptions())
+    assert (usual.slow_call_s, usual.stage_calls) == (Limits().slow_call_s, 0)
 
 
 # Bad input
@@ -538,7 +564,7 @@ def requests() -> st.SearchStrategy[PlanOptions]:
     """Sweeps over every axis; a user's own providers have tests of their own."""
     heads = st.sampled_from([*SHAPES.values(), Shape("", 6, 2, 32, batch=3), Shape("", 8, 8, 80)])
     some = {"min_size": 1, "max_size": 2, "unique": True}
-    names = ["sdpa", "sdpa:math", "flash", "nsa", "dynsiha", "dynnsiha"]
+    names = ["sdpa", "sdpa:math", "flash", "nsa", "fla", "dynsiha", "dynnsiha"]
     cuts = st.one_of(
         st.fixed_dictionaries({"top_n": st.none() | st.integers(3, 40)}),
         st.fixed_dictionaries(
@@ -558,6 +584,8 @@ def requests() -> st.SearchStrategy[PlanOptions]:
         batch=st.none() | st.integers(1, 9),
         model_dim=st.none() | st.integers(1, 999),
         window=st.integers(1, 2000),
+        branches=st.none()
+        | st.sets(st.sampled_from(["compressed", "sliding"])).map(lambda s: ("selected", *s)),
         query_tiles=st.none() | st.lists(st.sampled_from([1, 4, 64, "auto"]), **some).map(tuple),
         private_blocks=st.none() | st.lists(st.integers(0, 20), **some).map(tuple),
         seed=st.integers(0, 2**31),

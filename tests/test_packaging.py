@@ -35,7 +35,7 @@ def test_no_module_is_left_out_for_want_of_an_init():
             assert (path.parent / "__init__.py").exists(), path
 
 
-@pytest.mark.parametrize("extra", ["", "test", "lint"])
+@pytest.mark.parametrize("extra", ["", "test", "lint", "peers"])
 def test_what_make_installs_is_pinned(extra):
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins = {name_of(line) for line in text.splitlines() if re.match(r"[^#\s]+==\S+$", line)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, overload
 
 import torch
@@ -13,8 +14,10 @@ from .config import NSAConfig
 from .outputs import BlockIndices, NSAAux
 from .packed import bounds_of, joined, split
 from .reference import reference
+from .served import refusal
 
-BACKENDS = {"reference": reference, "blockwise": blockwise}
+_SEQUENCE_BY_SEQUENCE = {"reference": reference, "blockwise": blockwise}
+BACKENDS = (*_SEQUENCE_BY_SEQUENCE, "triton")
 
 
 @overload
@@ -77,7 +80,9 @@ def native_sparse_attention(
         k, v: [B, T, K, D], K dividing H; H / K query heads share a block list.
         gates: [B, T, H, 3] in (0, 1): compressed, selected, sliding.
         config: what a query attends to; ``NSAConfig()`` if None.
-        backend: "reference", "blockwise" or "auto" (the fastest that serves the input).
+        backend: "reference", "blockwise", "triton" (NVIDIA GPUs, 16-bit dtypes) or "auto": Triton
+            on a GPU, with a warning and "blockwise" where Triton's kernels don't serve the input;
+            "blockwise" elsewhere.
         block_indices: lists to use instead of choosing them: int32 [B, T, K, n], -1 empty; for
             query_tile > 1 a pair of shared [B, ceil(T / query_tile), K, s] (forced blocks
             included) and private [B, T, K, m] lists; of packed sequences, the tiles of each one
@@ -103,13 +108,33 @@ def native_sparse_attention(
     check_backend(backend)
     if (k_cmp is None) != (v_cmp is None):
         raise ValueError("k_cmp and v_cmp: give both or neither")
+    bounds = None if cu_seqlens is None else bounds_of(cu_seqlens, q.shape[0], q.shape[1])
     operands, summaries = (q, k, v, gates), (k_cmp, v_cmp)
-    if cu_seqlens is None:
-        out, aux = _one(list(operands), config, backend, block_indices, list(summaries), scale)
-    else:
-        bounds = bounds_of(cu_seqlens, q.shape[0], q.shape[1])
-        parts = split(bounds, operands, config, block_indices, summaries)
-        out, aux = joined([_one(x, config, backend, lists, cmp, scale) for x, lists, cmp in parts])
+    parts = [(list(operands), block_indices, list(summaries))]
+    if bounds is not None:
+        parts = list(split(bounds, operands, config, block_indices, summaries))
+    parts = [_checked(x, config, lists, cmp) for x, lists, cmp in parts]
+    # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
+    with torch.autocast(q.device.type, enabled=False):
+        if _chosen(backend, q, k, config, scale) == "triton":
+            from .triton import triton_kernels
+
+            out, aux = triton_kernels(
+                *operands,
+                config,
+                bounds=bounds,
+                block_indices=block_indices if bounds is not None else parts[0][1],
+                k_cmp=k_cmp,
+                v_cmp=v_cmp,
+                scale=scale,
+            )
+        else:
+            run = _SEQUENCE_BY_SEQUENCE["blockwise" if backend in ("auto", "triton") else backend]
+            results = [
+                run(*x, config=config, block_indices=lists, k_cmp=cmp[0], v_cmp=cmp[1], scale=scale)
+                for x, lists, cmp in parts
+            ]
+            out, aux = results[0] if bounds is None else joined(results)
     return (out, aux) if return_aux else out
 
 
@@ -119,31 +144,29 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend={name!r}: must be 'auto' or one of {sorted(BACKENDS)}")
 
 
-def _one(
+def _chosen(backend: str, q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> str:
+    """The backend that runs: under "auto", Triton's kernels where they serve the call."""
+    if backend not in ("auto", "triton"):
+        return backend
+    if backend == "auto" and q.device.type != "cuda":
+        return "blockwise"
+    error = refusal(q, k, config, scale)
+    if error is None:
+        return "triton"
+    if backend == "triton":
+        raise error
+    warnings.warn(f"{error}; using the slower backend 'blockwise'", UserWarning, stacklevel=3)
+    return "blockwise"
+
+
+def _checked(
     operands: list[Tensor],
     config: NSAConfig,
-    backend: str,
-    block_indices: BlockIndices | None,
+    lists: BlockIndices | None,
     summaries: list[Tensor | None],
-    scale: float | None,
-) -> tuple[Tensor, NSAAux]:
-    """One sequence a batch row."""
-    q, k, v, gates = operands
-    k_cmp, v_cmp = summaries
-    check_summaries(k_cmp, v_cmp, k, config)
-    if block_indices is not None:
-        block_indices = checked_lists(block_indices, q, k, config)
-    run = BACKENDS["blockwise" if backend == "auto" else backend]
-    # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
-    with torch.autocast(q.device.type, enabled=False):
-        return run(
-            q,
-            k,
-            v,
-            gates,
-            config,
-            block_indices=block_indices,
-            k_cmp=k_cmp,
-            v_cmp=v_cmp,
-            scale=scale,
-        )
+) -> tuple[list[Tensor], BlockIndices | None, list[Tensor | None]]:
+    """Operands, lists and summaries of one sequence a batch row, after their checks."""
+    check_summaries(summaries[0], summaries[1], operands[1], config)
+    if lists is not None:
+        lists = checked_lists(lists, operands[0], operands[1], config)
+    return operands, lists, summaries

@@ -27,12 +27,15 @@ class Provider:
             lists that led to it, as lists or as the core's NSAAux. q is [B, T, H, D], k and v
             [B, T, K, D], gates [B, T, H, 3]; causal, scale 1 / sqrt(D).
         sparse: which of the two signatures.
+        lists: of a sparse attention that keeps its block lists for itself: (q, k, v, gates, config)
+            to the lists that a call with these operands uses. For the check, outside of all timing.
         heads_first: lays its operands out as [B, H, T, D] in memory.
     """
 
     version: str
     attention: Callable[..., Any]
     sparse: bool = False
+    lists: Callable[..., Any] | None = None
     heads_first: bool = False
 
 
@@ -51,10 +54,10 @@ def torch_version() -> str:
     return f"torch {torch.__version__}"
 
 
-def require_cuda(spec: Spec, name: str) -> None:
-    """Raise Unavailable on a CPU."""
+def require_cuda(spec: Spec, name: str, instead: str = "sdpa") -> None:
+    """Raise Unavailable on a CPU, naming what runs there ``instead``."""
     if spec.device.type != "cuda":
-        raise Unavailable(f"{name} needs a CUDA device: use sdpa on a CPU")
+        raise Unavailable(f"{name} needs a CUDA device: use {instead} on a CPU")
 
 
 def require_half(spec: Spec, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -93,7 +94,7 @@ def make_row(machine: Row, provider: str, seq_len: int, **more: Any) -> Row:
     """One complete row; ``more`` overrides any column and may hold ``pass``."""
     values: Row = {**COMMON, **machine, "provider": provider, "seq_len": seq_len, "pass": "forward"}
     values["provider_version"] = "torch 2.13.0"
-    if provider.split(":")[0] in ("nsa", "dynnsiha"):
+    if provider.split(":")[0] in ("nsa", "fla", "dynnsiha"):
         values |= {**NSA, "lists": "exact", "query_tile": 1, "private_blocks": 0}
     else:
         values["lists"] = "dense"
@@ -142,6 +143,9 @@ def _measured(row: Row) -> Row:
     overhead_ms = 0.04 if row["device"] == "cuda" else 1.5
     noise = random.Random(repr((row["provider"], seq_len, row.get("query_tile"))))
     latency_ms = overhead_ms + flops / (peak * 1e9 * efficiency) * noise.uniform(0.97, 1.03)
+    if row["lists"] != "dense":
+        stages = {"compressed": 0.3 * latency_ms, "choice": 0.1 * latency_ms}
+        values["stages_ms"] = json.dumps(stages | {"pairs": 0.5 * latency_ms})
     roof_ms = max(flops / (peak * 1e9), work_bytes / (row["ceiling_copy_gb_s"] * 1e6))
     samples = [latency_ms * noise.uniform(0.99, 1.02) for _ in range(5 if latency_ms > 500 else 30)]
     quartiles = pd.Series(samples).quantile([0.25, 0.5, 0.75]).tolist()

@@ -79,17 +79,18 @@ def show(browser, tmp_path: Path) -> Iterator[Callable]:
 
 
 def drawn(page) -> list[int]:
-    """For each visible place of a figure: how many points, lines and cells stand in it."""
+    """For each visible place of a figure: how many points, cells and bars stand in it."""
     return page.evaluate(
         """() => [...document.querySelectorAll('.facet:not([hidden]) .plot')].map((plot) =>
-            plot.querySelectorAll('.scatterlayer path.point, .heatmaplayer image').length)"""
+            plot.querySelectorAll(
+                '.scatterlayer path.point, .heatmaplayer image, .barlayer path').length)"""
     )
 
 
 def test_every_figure_draws(show, gpu_frame: pd.DataFrame) -> None:
     page = show(gpu_frame)
     counts = drawn(page)
-    assert len(counts) == 18
+    assert len(counts) == 20
     assert all(counts)
     titles = page.locator(".plot .xtitle, .plot .ytitle").all_text_contents()
     assert "latency (ms)" in titles
@@ -133,7 +134,7 @@ def test_the_selector_changes_the_comparison(show, mixed_frame: pd.DataFrame) ->
     assert "H100" in page.locator(".facet:not([hidden]) .eyebrow").inner_text()
     page.select_option("#facet-choice", index=1)
     page.wait_for_function(
-        "document.querySelectorAll('.facet:not([hidden]) .plot[data-drawn]').length === 9"
+        "document.querySelectorAll('.facet:not([hidden]) .plot[data-drawn]').length === 10"
     )
     assert "Xeon" in page.locator(".facet:not([hidden]) .eyebrow").inner_text()
     assert all(drawn(page))
@@ -213,7 +214,7 @@ def test_packed_parts_unpack(show, cpu_frame: pd.DataFrame, row: Build, monkeypa
     page.locator("#f0-cases table").wait_for()
     assert page.locator("#f0-cases tbody tr").count() == len(cpu_frame)
     page.select_option("#facet-choice", "1")
-    page.wait_for_function("document.querySelectorAll('#f1 .plot[data-drawn]').length === 9")
+    page.wait_for_function("document.querySelectorAll('#f1 .plot[data-drawn]').length === 10")
     assert all(drawn(page))
 
 

@@ -43,7 +43,7 @@ def test_every_figure_is_valid_and_has_its_table(gpu_facet: Facet, view) -> None
         drawn = {trace.name for trace in figure.data if trace.legendgroup}
         assert {line.label for line in panel.lines if line.label in drawn} <= labels
         for axis in (figure.layout.xaxis, figure.layout.yaxis):
-            assert axis.title.text or view.key == "heatmap"
+            assert axis.title.text or view.key in ("heatmap", "stages")
 
 
 def test_latency_is_drawn_as_measured(gpu_frame: pd.DataFrame, gpu_facet: Facet) -> None:

@@ -57,6 +57,19 @@ def test_a_commit_says_whether_there_were_changes() -> None:
     ]
 
 
+def test_branches_are_named_where_one_is_left_out(row: Build) -> None:
+    few = {"branches": "compressed,selected", "window": 0}
+    rows = (row("gpu", "nsa", 8192), row("gpu", "nsa", 8192, **few), row("gpu", "fla", 8192, **few))
+    assert labels_of(*rows) == [
+        "nsa",
+        "nsa · compressed + selected",
+        "fla · exact · compressed + selected",
+    ]
+    (facet,) = build_facets(pd.DataFrame([rows[1]]), "sdpa")
+    words = "top 16 blocks of 64, branches compressed + selected alone"
+    assert settings_text(facet.panels[0].lines[0].settings) == words
+
+
 def test_settings_in_words(row: Build) -> None:
     (facet,) = build_facets(
         pd.DataFrame([row("gpu", "dynnsiha", 8192), row("gpu", "sdpa", 8192)]), "sdpa"

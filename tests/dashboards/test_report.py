@@ -96,7 +96,7 @@ def test_every_figure_has_a_name_and_a_table(gpu_frame: pd.DataFrame, tmp_path: 
     html = written(gpu_frame, tmp_path)
     page = Page(html)
     plots = [attrs for attrs in page.attributes("div") if attrs.get("class") == "plot"]
-    assert len(plots) == 18 == len(figures_in(html)[0])
+    assert len(plots) == 20 == len(figures_in(html)[0])
     ids = {attrs.get("id") for _, attrs in page.tags}
     for plot in plots:
         assert plot["role"] == "group", "an image may hold nothing that takes the focus"

@@ -106,6 +106,14 @@ def test_only_settings_that_differ_are_shown():
     assert hybrid.split()[:5] == ["dynnsiha", "forward", "16", "2", "8k"]
 
 
+def test_branches_are_shown_wherever_a_row_leaves_one_out():
+    rows = [row(), row(provider="fla", branches="compressed,selected")]
+    header, _, few = text_of(rows_table(frame_of(rows))).splitlines()
+    assert header.split()[2] == "branches"
+    assert few.split()[2] == "compressed,selected"
+    assert row_line(rows[1]).startswith("attention/fla forward T=8k (compressed + selected): ")
+
+
 def test_text_from_rows_is_neither_markup_nor_control_code():
     rows = [row(provider="[red]x\x1b[31m", status="error", reason="[/bold] \x07 twice\nlines")]
     shown = text_of(rows_table(frame_of(rows)))

@@ -5,7 +5,7 @@ import pytest
 
 from dynbench.dashboards import theme
 
-KNOWN = ["sdpa", "flash", "flex", "nsa", "dynsiha", "dynnsiha"]
+KNOWN = ["sdpa", "flash", "flex", "nsa", "fla", "dynsiha", "dynnsiha"]
 
 
 def test_colour_depends_on_the_base_name_only() -> None:
@@ -19,6 +19,8 @@ def test_a_users_provider_never_looks_like_a_built_in_one() -> None:
     own = {theme.colour_of(f"kernel_{i}") for i in range(50)}
     assert own <= set(theme.OKABE_ITO.values())
     assert not own & built_in
+    markers = {theme.style_of(f"kernel_{i}", 0).symbol for i in range(50)}
+    assert markers == set(theme.SYMBOLS)
 
 
 def test_variants_differ_in_dash_and_marker() -> None:

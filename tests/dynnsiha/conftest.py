@@ -1,11 +1,31 @@
-"""Real text for the model library's tests."""
+"""Real text for the model library's tests, and Triton's kernels on machines without a GPU."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+
+
+def _interpret_triton_kernels() -> None:
+    """Without a GPU: make the kernels ones that Triton's interpreter runs.
+
+    Triton decides where a kernel is decorated, at the first import of itself and of the backend;
+    that is here, before any test module is imported. Afterwards the environment is as it was, for
+    other tests and their processes.
+    """
+    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("dynnsiha.attention.triton")
+
+
+_interpret_triton_kernels()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -39,7 +41,18 @@ def prepare(case: Case, provider_files: tuple[str, ...]) -> Subject:
     def facts() -> dict[str, object]:
         return {"backend": "planted"} if case.provider != "misspelt" else {"bakcend": "planted"}
 
-    return Subject(run, check, Work(2 * size, 8 * size, 4 * size), "planted 1", facts=facts)
+    work = Work(2 * size, 8 * size, 4 * size)
+    return Subject(run, check, work, "planted 1", facts=facts, record_stages=_recording)
+
+
+@contextlib.contextmanager
+def _recording() -> Iterator[_Times]:
+    yield _Times()
+
+
+class _Times:
+    def milliseconds(self) -> dict[str, float]:
+        return {"doubling": 0.25}
 
 
 def _segfault() -> None:

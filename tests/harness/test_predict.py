@@ -99,3 +99,12 @@ def test_total_and_unknown_flops():
     assert unknown.call_seconds(case(1)) > 0
     two = [case(1), case(2)]
     assert unknown.total_seconds(two) == pytest.approx(sum(map(unknown.case_seconds, two)))
+
+
+def test_recorded_calls_are_counted():
+    for latency_ms, further in ((1000.0, 7), (20_000.0, 1)):
+        usual, recording = predictor(), predictor(stage_calls=7)
+        for one in (usual, recording):
+            one.observe(case(1000), {"latency_ms": latency_ms})
+        more_s = recording.case_seconds(case(1000)) - usual.case_seconds(case(1000))
+        assert more_s == pytest.approx(further * latency_ms / 1e3)

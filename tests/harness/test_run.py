@@ -247,3 +247,11 @@ def test_stopped_in_mid_sweep_and_resumed(tmp_path, how):
     assert problems == []
     assert list(frame["provider"]) == ["plain", "raises", "slow", "prints"]
     assert sorted(p.name for p in folder.iterdir()) == ["rows.parquet", "run.json"]
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_stages_are_asked_of_the_worker(planted, tmp_path, stages):
+    frame, _, events = sweep(tmp_path, [planted("plain")], stages=stages)
+    assert frame["status"].tolist() == ["ok"]
+    assert frame["stages_ms"].tolist() == ['{"doubling": 0.25}' if stages else None]
+    assert stages == any(isinstance(e, StageStarted) and e.stage == "stages" for e in events)

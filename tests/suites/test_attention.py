@@ -60,6 +60,14 @@ def test_built_in_providers_pass(provider, pass_, seq_len):
     assert (found.dense_error is None) == (pass_ == "backward")
 
 
+@pytest.mark.parametrize("branches", [("compressed", "selected"), ("selected",)])
+@pytest.mark.parametrize("provider", ["nsa", "dynnsiha"])
+def test_branches_may_be_left_out(provider, branches):
+    found = run(prepare(built_in(provider, "forward_backward", 333, branches=branches)))
+    assert found.passed, found
+    assert f"; branches {' and '.join(branches)} alone" in found.checked
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("provider", ["sdpa", "nsa", "dynnsiha"])
 def test_low_precision_passes_within_its_own_tolerance(provider, dtype):

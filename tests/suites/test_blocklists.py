@@ -10,6 +10,7 @@ from dynnsiha.attention import NSAConfig, native_sparse_attention
 SEQ_LEN = 100
 EXACT = NSAConfig(8, 8, 8, top_n=6, window=12)
 HYBRID = NSAConfig(8, 8, 8, top_n=6, window=12, query_tile=4, private_blocks=2)
+NO_WINDOW = NSAConfig(8, 8, 8, top_n=6, window=12, branches=("compressed", "selected"))
 
 
 def chosen(config, seq_len=SEQ_LEN, q_heads=2, kv_heads=1):
@@ -107,7 +108,8 @@ def facts_by_hand(per_query, config, seq_len):
         for t, listed in enumerate(queries):
             own, bs = t // config.block_size, config.block_size
             keys = {key for b in listed for key in range(b * bs, min((b + 1) * bs, t + 1))}
-            keys |= set(range(max(0, t - config.window + 1), t + 1))
+            if "sliding" in config.branches:
+                keys |= set(range(max(0, t - config.window + 1), t + 1))
             attended += len(keys)
             blocks += len(listed)
             if t:
@@ -127,7 +129,7 @@ def facts_by_hand(per_query, config, seq_len):
     }
 
 
-@pytest.mark.parametrize("config", [EXACT, HYBRID])
+@pytest.mark.parametrize("config", [EXACT, HYBRID, NO_WINDOW])
 @pytest.mark.parametrize("seq_len", [1, 8, 37, 101])
 def test_facts_equal_a_count_with_sets(config, seq_len):
     _, lists = chosen(config, seq_len, 4, 2)

@@ -53,6 +53,12 @@ def test_layers_pass(provider, pass_, seq_len):
     assert found.checked.startswith("whole")
 
 
+def test_layers_without_a_window_pass():
+    call = call_of("dynnsiha", "forward_backward", branches=("compressed", "selected"))
+    assert call.check(call.forward_backward()).passed
+    assert call.facts()["attended_share"] <= 1
+
+
 @pytest.mark.parametrize("pass_", ["backward", "forward_backward"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_long_layers_pass_sampled(provider, pass_, little_budget):

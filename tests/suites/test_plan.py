@@ -84,6 +84,28 @@ def test_sparsity_solves_top_n_and_leaves_dense_alone():
     assert solved[-1] == 3  # out of reach, planned all the same
 
 
+def test_branches_apply_to_sparse_providers_and_are_not_settings_otherwise():
+    both = ("selected", "compressed")
+    cases = plan(replace(CPU, seq_lens=(8192,), branches=both))
+    named = {c.provider: (c.settings.get("branches"), c.settings.get("window")) for c in cases}
+    assert named["sdpa"] == (None, None)
+    assert named["nsa"] == named["dynnsiha"] == ("compressed,selected", 0)
+    assert len({c.workload_id for c in cases}) == 1
+
+
+def test_a_provider_without_a_branch_leaves_it_out_unless_it_is_asked_for():
+    alone = replace(CPU, seq_lens=(8192,), providers=("nsa", "fla"))
+    assert [c.settings.get("branches") for c in plan(alone)] == [None, "compressed,selected"]
+    every = replace(alone, branches=("compressed", "selected", "sliding"))
+    assert [c.settings.get("branches") for c in plan(every)] == [None, None]
+
+
+def test_sparsity_is_solved_without_the_window_where_it_is_left_out():
+    options = replace(CPU, seq_lens=(16384,), providers=("nsa",), sparsities=(0.9,))
+    (case,) = plan(replace(options, branches=("selected",)))
+    assert case.settings["top_n"] == solve_top_n(16384, 0, 0.9) > solve_top_n(16384, 512, 0.9)
+
+
 def test_layer_cases_know_their_width():
     options = replace(GPU, suite="layer", shapes=(SHAPES["paper"], Shape("", 4, 2, 32)))
     widths = {c.workload["q_heads"]: c.workload["model_dim"] for c in plan(options)}
@@ -125,6 +147,8 @@ def test_own_files_stand_beside_the_others(tmp_path):
         ({"window": 10**20}, "at most 1099511627776"),
         ({"seed": -(10**20)}, "seed=-100000000000000000000: must be at most"),
         ({"private_blocks": (-1,)}, "private_blocks=-1"),
+        ({"branches": ("selectd",)}, "unknown branch 'selectd': did you mean 'selected'"),
+        ({"branches": ("compressed",)}, "branches=compressed: must have selected among them"),
         ({"query_tiles": (24,)}, "query_tile=24 does not divide blocks of 64: use 1, 2"),
         ({"sparsities": (1.5,)}, "sparsity=1.5"),
         ({"sparsities": (0.5,), "top_n": 16}, "exclude each other"),

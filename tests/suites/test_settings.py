@@ -2,8 +2,10 @@ import pytest
 
 from dynbench.suites.settings import (
     BLOCK_SIZE,
+    BRANCHES,
     INIT_BLOCKS,
     LOCAL_BLOCKS,
+    branches_of,
     config_from,
     sparse_settings,
 )
@@ -38,8 +40,23 @@ def test_lists_follow_tile_and_private_blocks(tile, private, lists, kept):
 
 def test_constants_are_the_cores_defaults():
     default = NSAConfig()
-    found = (default.block_size, default.init_blocks, default.local_blocks)
-    assert found == (BLOCK_SIZE, INIT_BLOCKS, LOCAL_BLOCKS)
+    found = (default.block_size, default.init_blocks, default.local_blocks, default.branches)
+    assert found == (BLOCK_SIZE, INIT_BLOCKS, LOCAL_BLOCKS, BRANCHES)
+
+
+def test_branches_are_named_where_one_is_left_out():
+    assert "branches" not in settings("nsa", branches=("sliding", "selected", "compressed"))
+    assert branches_of(settings("nsa")) == BRANCHES
+    made = settings("nsa", branches=("sliding", "selected"))
+    assert made["branches"] == "selected,sliding"
+    assert config_from(made) == NSAConfig.paper(branches=("selected", "sliding"))
+
+
+def test_without_the_sliding_branch_the_window_is_no_setting():
+    one, other = (settings("nsa", branches=BRANCHES[:2], window=w) for w in (512, 64))
+    assert one == other
+    assert one["window"] == 0
+    assert config_from(one) == NSAConfig.paper(branches=BRANCHES[:2])
 
 
 def test_dense_has_no_configuration():

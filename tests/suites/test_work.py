@@ -37,7 +37,7 @@ def chosen_blocks(t, settings, rng):
 
 def pairs_by_hand(seq_len, settings, rng):
     """Pairs that one head computes: every branch's mask, entry by entry."""
-    total = 0
+    total, branches = 0, settings.get("branches", "compressed selected sliding")
     for t in range(seq_len):
         if settings["lists"] == "dense":
             total += sum(key <= t for key in range(seq_len))
@@ -45,9 +45,9 @@ def pairs_by_hand(seq_len, settings, rng):
         blocks = chosen_blocks(t, settings, rng)
         for key in range(seq_len):
             total += key <= t and key // settings["block_size"] in blocks
-            total += t - settings["window"] < key <= t
+            total += "sliding" in branches and t - settings["window"] < key <= t
         for start in range(0, seq_len, settings["compress_stride"]):
-            total += start + settings["compress_block"] - 1 <= t
+            total += "compressed" in branches and start + settings["compress_block"] - 1 <= t
     return total
 
 
@@ -88,6 +88,10 @@ def test_attention_flops_and_bytes_equal_a_count_over_masks(
         else data.draw(st.booleans())
     )
     settings = {"lists": "dense"} if dense else data.draw(sparse_settings())
+    gates = 0 if dense else 3
+    if not dense and data.draw(st.booleans()):
+        left = data.draw(st.sampled_from(["selected", "compressed,selected", "selected,sliding"]))
+        settings["branches"], gates = left, len(left.split(","))
     batch, head_dim = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 9))
     dtype, size = data.draw(st.sampled_from([("float32", 4), ("bfloat16", 2)]))
     heads = {"q_heads": kv_heads * group, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -101,7 +105,7 @@ def test_attention_flops_and_bytes_equal_a_count_over_masks(
 
     q = torch.empty(batch, seq_len, kv_heads * group, head_dim, device="meta")
     k = torch.empty(batch, seq_len, kv_heads, head_dim, device="meta")
-    read = [q, k, k] + ([] if dense else [torch.empty(*q.shape[:3], 3, device="meta")])
+    read = [q, k, k, torch.empty(*q.shape[:3], gates, device="meta")]
     moved = {
         "forward": [*read, q],  # ... and o
         "backward": [*read, q, *read],  # do, and a gradient of each

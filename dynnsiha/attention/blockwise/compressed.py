@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..lists import private_list, private_size, shared_list, tile_lists
+from ..stages import stage
 from .operands import Gradients, Operands, Problem, product
 
 
@@ -30,9 +31,13 @@ def forward(
         else:
             o = product(p.to(x.v_cmp.dtype), x.v_cmp[:, : p.shape[-1]])
             at.copy_(o.view(at.shape))
-            scores = _importance(x.problem, p, hi - lo) if choose else p
+            scores = p
+            if choose:
+                with stage("choice"):
+                    scores = _importance(x.problem, p, hi - lo)
         if choose:
-            lists = _choose(x, scores, lo, hi)
+            with stage("choice"):
+                lists = _choose(x, scores, lo, hi)
             shared.append(lists[0])
             private.append(lists[1])
     return (out, torch.cat(shared, 1), torch.cat(private, 1)) if choose else (out, None, None)

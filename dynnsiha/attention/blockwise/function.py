@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import NSAConfig
 from ..lists import private_size, shared_size, tile_lists
 from ..outputs import BlockIndices, NSAAux
+from ..stages import stage
 from ..summaries import mean_summaries
 from . import compressed, selected, sliding
 from .operands import Gradients, Operands, Problem, Scratch, heads_first, heads_last
@@ -32,8 +33,9 @@ def blockwise(
 ) -> tuple[Tensor, NSAAux]:
     """The core on any device (docs/architecture.md); as ``native_sparse_attention``."""
     if k_cmp is None or v_cmp is None:
-        k_cmp = mean_summaries(k, config.compress_block, config.compress_stride)
-        v_cmp = mean_summaries(v, config.compress_block, config.compress_stride)
+        with stage("summaries"):
+            k_cmp = mean_summaries(k, config.compress_block, config.compress_stride)
+            v_cmp = mean_summaries(v, config.compress_block, config.compress_stride)
     problem = Problem.of(q, k, config, q.shape[-1] ** -0.5 if scale is None else scale)
     given: tuple[Tensor | None, Tensor | None] = (None, None)
     if block_indices is not None:
@@ -73,41 +75,46 @@ class _Blockwise(torch.autograd.Function):
         shared: Tensor | None,
         private: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
-        lists = _Lists.of_call(problem, q.device, shared, private)
         training = problem.differentiate and any(ctx.needs_input_grad)
-        out = torch.zeros_like(operands.q, dtype=operands.dtype)
-        o_slc = torch.empty_like(operands.q) if training else operands.q[:0]
-        lse = out.new_full(out.shape[:-1], float("-inf"))
+        with stage("prepare"):
+            operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
+            lists = _Lists.of_call(problem, q.device, shared, private)
+            out = torch.zeros_like(operands.q, dtype=operands.dtype)
+            o_slc = torch.empty_like(operands.q) if training else operands.q[:0]
+            lse = out.new_full(out.shape[:-1], float("-inf"))
         scratch, branches = Scratch(), problem.config.branches
         for heads, begin, end in problem.chunks(lists.slots):
             x, total = operands.of(heads), out[heads, begin:end]
             choose = shared is None and "selected" in branches
             if choose or "compressed" in branches:
-                o, chosen, own = compressed.forward(x, begin, end, choose)
-                if chosen is not None and own is not None:
-                    lists.put(heads, begin, end, chosen, own)
-                if "compressed" in branches:
-                    total.addcmul_(o, x.gate("compressed", begin, end))
+                with stage("compressed"):
+                    o, chosen, own = compressed.forward(x, begin, end, choose)
+                    if chosen is not None and own is not None:
+                        lists.put(heads, begin, end, chosen, own)
+                    if "compressed" in branches:
+                        total.addcmul_(o, x.gate("compressed", begin, end))
             if "selected" in branches:
-                here = lists.of(heads, begin, end)
-                o, lse[heads, begin:end] = selected.forward(x, here, begin, end, scratch)
-                if training:
-                    o_slc[heads, begin:end] = o
-                total.addcmul_(o, x.gate("selected", begin, end))
+                with stage("pairs"):
+                    here = lists.of(heads, begin, end)
+                    o, lse[heads, begin:end] = selected.forward(x, here, begin, end, scratch)
+                    if training:
+                        o_slc[heads, begin:end] = o
+                    total.addcmul_(o, x.gate("selected", begin, end))
             if "sliding" in branches:
-                o = sliding.forward(x, begin, end)
-                total.addcmul_(o, x.gate("sliding", begin, end))
+                with stage("sliding"):
+                    o = sliding.forward(x, begin, end)
+                    total.addcmul_(o, x.gate("sliding", begin, end))
         ctx.problem = problem
         saved = (q, k, v, k_cmp, v_cmp, gates, o_slc, lse, lists.shared, lists.private)
         ctx.save_for_backward(*saved)
         batch, length = q.shape[0], problem.seq_len
-        results = (
-            heads_last(out, batch, length).to(q.dtype),
-            heads_last(lse[..., None], batch, length)[..., 0].contiguous(),
-            _public(lists.shared, batch, -(-length // problem.tile)),
-            _public(lists.private, batch, length),
-        )
+        with stage("finish"):
+            results = (
+                heads_last(out, batch, length).to(q.dtype),
+                heads_last(lse[..., None], batch, length)[..., 0].contiguous(),
+                _public(lists.shared, batch, -(-length // problem.tile)),
+                _public(lists.private, batch, length),
+            )
         ctx.mark_non_differentiable(*results[1:])
         return results
 
@@ -117,32 +124,37 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem
         q, k, v, k_cmp, v_cmp, gates, o_slc, lse, shared, private = ctx.saved_tensors
-        operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
-        grad = heads_first(grad.to(q.dtype), k.shape[2], problem.padded_len)
-        all_grads = Gradients.zeros(operands, grad)
+        with stage("prepare"):
+            operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
+            grad = heads_first(grad.to(q.dtype), k.shape[2], problem.padded_len)
+            all_grads = Gradients.zeros(operands, grad)
         lists = _Lists(problem, shared, private)
         scratch, branches = Scratch(), problem.config.branches
         for heads, begin, end in problem.chunks(lists.slots):
             x, grads = operands.of(heads), all_grads.of(heads)
             if "compressed" in branches:
-                compressed.backward(x, grads, begin, end)
+                with stage("compressed backward"):
+                    compressed.backward(x, grads, begin, end)
             if "selected" in branches:
-                here = lists.of(heads, begin, end)
-                selected.backward(x, grads, o_slc[heads], lse[heads], here, begin, end, scratch)
+                with stage("pairs backward"):
+                    here = lists.of(heads, begin, end)
+                    selected.backward(x, grads, o_slc[heads], lse[heads], here, begin, end, scratch)
             if "sliding" in branches:
-                sliding.backward(x, grads, begin, end)
+                with stage("sliding backward"):
+                    sliding.backward(x, grads, begin, end)
         keys = (all_grads.k, all_grads.v, all_grads.k_cmp, all_grads.v_cmp)
         batch, length = q.shape[0], problem.seq_len
         summaries = k_cmp.shape[1]
-        return (
-            heads_last(all_grads.q, batch, length).to(q.dtype),
-            *(heads_last(x[:, :, None], batch, length).to(q.dtype) for x in keys[:2]),
-            *(heads_last(x[:, :, None], batch, summaries).to(q.dtype) for x in keys[2:]),
-            heads_last(all_grads.gates, batch, length).to(gates.dtype),
-            None,
-            None,
-            None,
-        )
+        with stage("finish"):
+            return (
+                heads_last(all_grads.q, batch, length).to(q.dtype),
+                *(heads_last(x[:, :, None], batch, length).to(q.dtype) for x in keys[:2]),
+                *(heads_last(x[:, :, None], batch, summaries).to(q.dtype) for x in keys[2:]),
+                heads_last(all_grads.gates, batch, length).to(gates.dtype),
+                None,
+                None,
+                None,
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..stages import stage
 from .operands import Gradients, Operands, Problem, Scratch, product
 
 _GROUP_ROWS = 64
@@ -110,7 +111,8 @@ def forward(
     ``lists`` are the shared ones [N, C / R, s] and, if there are any, the private ones [N, C, m].
     """
     parts = [_forward(_Units.of(x, index, begin, end), scratch) for index in lists]
-    out, lse = parts[0] if len(parts) == 1 else _joined(*parts)
+    with stage("merge"):
+        out, lse = parts[0] if len(parts) == 1 else _joined(*parts)
     shape = x.q[:, begin:end].shape
     return out.view(shape), lse.view(shape[:-1])
 
@@ -130,7 +132,8 @@ def _forward(units: _Units, scratch: Scratch) -> tuple[Tensor, Tensor]:
         out = product(p.to(x.v.dtype), step.blocks(x.v))
         part.index_copy_(0, step.pair, out.view(-1, *part.shape[1:]))
         part_lse.index_copy_(0, step.pair, lse.view(-1, part_lse.shape[1]))
-    out, lse = _merge(units.by_unit(part), units.by_unit(part_lse))
+    with stage("merge"):
+        out, lse = _merge(units.by_unit(part), units.by_unit(part_lse))
     return out.view(-1, out.shape[-1]), lse.view(-1)
 
 
@@ -192,7 +195,8 @@ def _steps(units: _Units) -> Iterator[_Step]:
     length = max(1, problem.step_elements // per_group)
     for diagonal in (False, True):
         chosen = (lists == own) if diagonal else (lists >= 0) & (lists != own)
-        groups, pair = _grouped(block, chosen.flatten(), size, len(lists) * problem.blocks)
+        with stage("lists"):
+            groups, pair = _grouped(block, chosen.flatten(), size, len(lists) * problem.blocks)
         for first in range(0, len(groups), length):
             at = slice(first, first + length)
             yield _Step(units, groups[at], pair[at].flatten(), diagonal)

@@ -1,8 +1,9 @@
 """Triton backend: kernels for NVIDIA GPUs, forward and backward.
 
-One family of kernels a file: ``summaries``, ``compressed``, ``choice``, ``pairs`` (key-block-outer),
-``tiles`` (query-outer), ``keys`` (dk and dv) and ``prepare``. ``function`` calls them in turn;
-``geometry``, ``problem``, ``lists``, ``order`` and ``softmax`` are what they share.
+One family of kernels a file: ``summaries``, ``compressed``, ``choice``, ``pairs`` (each block meets
+the queries that chose it), ``tiles`` (queries walk their blocks), ``prepare``, ``keys`` and ``sums``
+(dk and dv). ``function`` calls them in turn; ``geometry``, ``problem``, ``lists``, ``order``,
+``sources``, ``softmax`` and ``tuning`` are what they share. NOTES.md is the log of their speed.
 """
 
 from .function import triton_kernels

@@ -60,6 +60,8 @@ def _launch(
     longest = max(problem.geometry.lengths)
     blocks = triton.cdiv(longest, config.block_size)
     top_p = config.top_p if excluded is None else None
+    unforced = config.init_blocks + config.local_blocks
+    taken = 0 if excluded is None else excluded.shape[-1] - unforced
     _choose[(len(table), problem.kv_heads)](
         q,
         problem.keys(k_cmp, tuned.launch["BN"]),
@@ -90,8 +92,11 @@ def _launch(
         CHOSEN=chosen,
         FEW=_FEW,
         RUN=triton.next_power_of_2(max(1, chosen)),
-        EXCLUDED=0 if excluded is None else excluded.shape[-1] - config.init_blocks
-        - config.local_blocks,
+        EXCLUDED=taken,
+        LISTED=0 if excluded is None else excluded.shape[-1],
+        WIDTH=triton.next_power_of_2(max(1, taken)),
+        # All queries of a program are in one tile, as a rule: its list is looked at once.
+        ONE_LIST=taken > 0 and problem.tile % tuned.queries == 0,
         # One head, one window a block: the logits rank as their probabilities do.
         RAW=problem.group == 1 and per_block == per_window == 1 and top_p is None,
         TOP_P=top_p is not None,
@@ -141,6 +146,9 @@ def _choose(
     RUN: tl.constexpr,
     FEW: tl.constexpr,
     EXCLUDED: tl.constexpr,
+    LISTED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ONE_LIST: tl.constexpr,
     RAW: tl.constexpr,
     TOP_P: tl.constexpr,
 ):
@@ -156,7 +164,9 @@ def _choose(
     seen = windows_seen(token - start, CB, ST)
     all_see = windows_seen(row - start, CB, ST)
     # A row that is padding or sees nothing gets +inf: its probabilities are 0.
-    logs = tl.load(lse + token.to(tl.int64) * heads + head, mask=live & (seen > 0), other=float("inf"))
+    logs = tl.load(
+        lse + token.to(tl.int64) * heads + head, mask=live & (seen > 0), other=float("inf")
+    )
 
     query = row + tl.arange(0, BQ) * step
     some = query < end
@@ -164,6 +174,12 @@ def _choose(
     unit = (query - start) // tile_tokens + tile0
     # Candidates are complete blocks that are not forced: INIT ... own - LOCAL.
     stop = own - LOCAL + 1
+    first_stop = (row - start) // BS - LOCAL + 1
+    list_ = excluded + (unit * kv_heads + kv) * LISTED + INIT + LOCAL
+    if ONE_LIST:
+        e = tl.arange(0, WIDTH)
+        taboo = excluded + ((row - start) // tile_tokens + tile0) * kv_heads * LISTED
+        taboo = tl.load(taboo + kv * LISTED + INIT + LOCAL + e, mask=e < EXCLUDED, other=-1)
     last_own = (tl.minimum(row + (BQ - 1) * step, end - 1) - start) // BS
     width = kv_heads * D
     slot = tl.arange(0, RUN)
@@ -205,14 +221,19 @@ def _choose(
             forced = (column < INIT)[None, :] | (column[None, :] >= stop[:, None])
             weight += tl.sum(tl.where(complete, score, 0.0), 1)
             ahead += tl.sum(tl.where(complete & forced, score, 0.0), 1)
-        fits = (column >= INIT)[None, :] & (column[None, :] < stop[:, None])
-        for i in tl.static_range(EXCLUDED):
-            at = (unit * kv_heads + kv) * (INIT + LOCAL + EXCLUDED) + INIT + LOCAL + i
-            fits &= column[None, :] != tl.load(excluded + at, mask=some, other=-1)[:, None]
+        fits = column >= INIT
+        if ONE_LIST:
+            fits &= tl.max((column[None, :] == taboo[:, None]).to(tl.int32), 0) == 0
         bits = score.to(tl.int32, bitcast=True)
         if RAW:
             bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        key = tl.where(fits, (bits & ~index_mask) | (index_mask - column)[None, :], LOWEST)
+        key = tl.where(fits[None, :], (bits & ~index_mask) | (index_mask - column)[None, :], LOWEST)
+        if block + J > first_stop:
+            key = tl.where(column[None, :] < stop[:, None], key, LOWEST)
+        if not ONE_LIST:
+            for i in tl.static_range(EXCLUDED):
+                other = tl.load(list_ + i, mask=some, other=-1)
+                key = tl.where(column[None, :] == other[:, None], LOWEST, key)
         if CHOSEN <= FEW:
             # Unrolled: a loop inside of the loop would keep its loads from running ahead.
             for _ in tl.static_range(CHOSEN):

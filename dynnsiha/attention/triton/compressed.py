@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Geometry, line_of, windows_seen
+from .geometry import line_of, windows_seen
 from .problem import Gradients, Operands, Problem
 from .softmax import absorb, finished, fresh, rows_of, store_rows
 from .sources import keys_of, tile_of
@@ -16,9 +16,7 @@ _PROGRAMS = 2048  # enough to fill a large GPU several times
 _LEAST_PART = 1024  # queries
 
 
-def forward(
-    problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor
-) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> tuple[Tensor, Tensor]:
     """Output [tokens, H, D] and log-sum-exp in base 2 [tokens, H]."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -78,12 +76,8 @@ def _forward(
     stride = kv_heads * D
     top, total, acc = fresh(BQ * GP, D)
     for first in range(0, last, BN):
-        k = keys_of(
-            k_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA
-        )
-        v = keys_of(
-            v_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA
-        )
+        k = keys_of(k_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA)
+        v = keys_of(v_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA)
         s = tl.dot(tile, tl.trans(k)) * scale2
         if first + BN > all_see:
             s = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], s, float("-inf"))
@@ -94,9 +88,7 @@ def _forward(
     tl.store(lse + token.to(tl.int64) * heads + head, logs, mask=live)
 
 
-def backward(
-    problem: Problem, operands: Operands, grads: Gradients
-) -> tuple[Tensor, Tensor]:
+def backward(problem: Problem, operands: Operands, grads: Gradients) -> tuple[Tensor, Tensor]:
     """Gradients of the summaries, float32 [windows, K, D]; that of k_cmp lacks the scale.
 
     Long sequences of queries are split, so that there are programs enough; the parts are summed in

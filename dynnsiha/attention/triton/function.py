@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,44 +42,57 @@ def triton_kernels(
 
     ``bounds`` are those of packed sequences; without them each batch row is one sequence.
     """
-    flat = [None if x is None else _flat(x) for x in (q, k, v, gates, k_cmp, v_cmp)]
+    rows = [_flat(x) for x in (q, k, v, gates)]
+    means = [None if x is None else _flat(x) for x in (k_cmp, v_cmp)]
+    given: list[Tensor | None] = [None, None]
+    if isinstance(block_indices, Tensor):
+        given[0] = _flat(block_indices).int()
+    elif block_indices is not None:
+        given = [_flat(x).int() for x in block_indices]
+    problem = _problem(q, k, rows, config, bounds, block_indices is not None, scale)
+    out, lse, shared, private = _Core.apply(*rows, *means, problem, *given)
+    batch = q.shape[0]
+    shared, private = (x.view(batch, len(x) // batch, *x.shape[1:]) for x in (shared, private))
+    aux = NSAAux(
+        shared if problem.tile == 1 else (shared, private),
+        _counts(problem, shared, private),
+        lse.view(q.shape[:3]),
+        "triton",
+    )
+    return out.view(q.shape), aux
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    rows: list[Tensor],
+    config: NSAConfig,
+    bounds: list[int] | None,
+    given: bool,
+    scale: float | None,
+) -> Problem:
+    """Sizes and settings; ``rows`` are q, k, v and gates without their batch dimension."""
     batch, seq_len, heads, width = q.shape
-    kv_heads = k.shape[2]
-    if bounds is None:
-        bounds = [seq_len * i for i in range(batch + 1)]
     assert isinstance(config.query_tile, int)
     geometry = Geometry(
-        tuple(bounds),
+        tuple(seq_len * i for i in range(batch + 1)) if bounds is None else tuple(bounds),
         config.block_size,
         config.compress_block,
         config.compress_stride,
         config.query_tile,
         q.device,
     )
-    problem = Problem(
+    return Problem(
         geometry,
         config,
-        kv_heads,
-        heads // kv_heads,
-        width,
-        width**-0.5 if scale is None else scale,
-        block_indices is not None,
-        torch.is_grad_enabled(),
-        len(set(geometry.lengths)) == 1 and bulk_copies_serve(len(bounds) - 1, *flat[:3]),
+        kv_heads=k.shape[2],
+        group=heads // k.shape[2],
+        head_dim=width,
+        scale=width**-0.5 if scale is None else scale,
+        given=given,
+        differentiate=torch.is_grad_enabled(),
+        bulk=geometry.uniform and bulk_copies_serve(len(geometry.lengths), *rows[:3]),
     )
-    lists = (None, None)
-    if block_indices is not None:
-        given = block_indices if isinstance(block_indices, tuple) else (block_indices, None)
-        lists = tuple(None if x is None else _flat(x) for x in given)
-    out, lse, shared, private = _Core.apply(*flat, problem, *lists)
-    shared, private = (x.view(batch, len(x) // batch, *x.shape[1:]) for x in (shared, private))
-    aux = NSAAux(
-        shared if problem.tile == 1 else (shared, private),
-        _counts(problem, shared, private),
-        lse.view(batch, seq_len, heads),
-        "triton",
-    )
-    return out.view(q.shape), aux
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -121,13 +136,13 @@ class _Core(torch.autograd.Function):
         shared, private = _public(problem, q.device, shared, private)
         lists = plan(problem, shared, private)
         outputs = _room(operands, o_cmp, lse_cmp, training)
-        for piece in problem.pieces(lists.private.shape[-1]):
+        pieces = problem.pieces(lists.private.shape[-1])
+        orders = _pairs_by_block(problem, pieces, lists)
+        for piece in chain(*pieces):
             parts = None
-            if lists.private.shape[-1]:
-                with stage("lists"):
-                    order = _pairs_of(problem, piece, lists)
+            if orders is not None:
                 with stage("pairs"):
-                    parts = pairs.forward(problem, piece, lists, operands, order)
+                    parts = pairs.forward(problem, piece, lists, operands, next(orders))
             with stage("tiles"):
                 tiles.forward(problem, piece, operands, lists, parts, outputs)
         ctx.save_for_backward(
@@ -149,65 +164,62 @@ class _Core(torch.autograd.Function):
         branches = problem.config.branches
         with stage("prepare"):
             grads, dgates = prepare(problem, outputs, gates, grad.to(q.dtype).contiguous())
-        dk_cmp = dv_cmp = None
+        of_means = None
         if "compressed" in branches:
             with stage("dkdv compressed"):
-                dk_cmp, dv_cmp = compressed.backward(problem, operands, grads)
+                of_means = compressed.backward(problem, operands, grads)
         lists = plan(problem, shared, private)
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
-        pooled = (dk_cmp, dv_cmp) if ctx.pooled and dk_cmp is not None else None
-        for pieces in problem.pieces_by_head(lists.private.shape[-1]):
+        pieces = problem.pieces(lists.private.shape[-1], backward=True)
+        orders = _pairs_by_block(problem, pieces, lists)
+        shared_orders = _units_by_block(problem, pieces, lists)
+        for same_heads in pieces:
+            whole = same_heads[0]
             segments: list[Segments] = []
-            for piece in pieces:
+            for piece in same_heads:
                 part = None
-                if lists.private.shape[-1]:
-                    with stage("lists"):
-                        order = _pairs_of(problem, piece, lists)
+                if orders is not None:
                     with stage("pairs backward"):
+                        order = next(orders)
                         part, new = pairs.backward(problem, piece, lists, operands, grads, order)
-                    segments = sums.joined(problem, piece, segments, new, last=piece is pieces[-1])
+                        last = piece is same_heads[-1]
+                        segments = sums.joined(problem, piece, segments, new, last)
                 with stage("dq"):
                     tiles.backward(problem, piece, operands, grads, lists, part, dq)
                 del part
-            whole = pieces[0]
-            if lists.slots:
-                with stage("lists"):
-                    order = _units_of(problem, whole, lists)
+            if shared_orders is not None:
                 with stage("dkdv shared"):
-                    segments.append(
-                        pairs.backward_shared(problem, whole, lists, operands, grads, order)
-                    )
+                    order = next(shared_orders)
+                    new = pairs.backward_shared(problem, whole, lists, operands, grads, order)
+                    segments.append(new)
             if lists.local or "sliding" in branches:
                 with stage("dkdv sliding"):
                     segments.append(keys.backward(problem, whole, operands, grads, lists.local))
             with stage("finish"):
-                sums.finish(problem, whole, segments, pooled, (dk, dv))
-        none = (None, None, None)
-        summaries_grad: tuple[Tensor | None, Tensor | None] = (None, None)
+                sums.finish(problem, whole, segments, of_means if ctx.pooled else None, (dk, dv))
+        dk_cmp = dv_cmp = None
         if not ctx.pooled:
-            summaries_grad = (
-                torch.zeros_like(k_cmp) if dk_cmp is None else dk_cmp.mul_(problem.scale),
-                torch.zeros_like(v_cmp) if dv_cmp is None else dv_cmp,
-            )
-            summaries_grad = tuple(x.to(k.dtype) for x in summaries_grad)
-        return dq, dk, dv, dgates, *summaries_grad, *none
+            of_means = of_means or (torch.zeros_like(k_cmp), torch.zeros_like(v_cmp))
+            dk_cmp = (of_means[0] * problem.scale).to(k.dtype)
+            dv_cmp = of_means[1].to(v.dtype)
+        return dq, dk, dv, dgates, dk_cmp, dv_cmp, None, None, None
 
 
 def _public(
     problem: Problem, device: torch.device, shared: Tensor | None, private: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The lists as they are returned: empty ones where the selected branch is off."""
-    config, geometry = problem.config, problem.geometry
-    options = {"dtype": torch.int32, "device": device}
+    config, geometry, heads = problem.config, problem.geometry, problem.kv_heads
+
+    def empty(units: int, slots: int) -> Tensor:
+        return torch.full((units, heads, slots), -1, dtype=torch.int32, device=device)
+
     if shared is None:
-        shape = (geometry.tiles, problem.kv_heads, shared_size(config))
-        shared = torch.full(shape, -1, **options)
-        shape = (geometry.tokens, problem.kv_heads, private_size(config))
-        private = torch.full(shape, -1, **options)
-    if private is None:
-        private = torch.empty(geometry.tokens, problem.kv_heads, 0, **options)
-    return shared, private
+        return empty(geometry.tiles, shared_size(config)), empty(
+            geometry.tokens, private_size(config)
+        )
+    return shared, empty(geometry.tokens, 0) if private is None else private
 
 
 def _room(
@@ -228,21 +240,33 @@ def _room(
     return Outputs(rows(), o_cmp, rows(), rows(), lse_cmp, logs(), logs())
 
 
-def _pairs_of(problem: Problem, piece: Piece, lists: Lists) -> Order:
-    """Queries and the blocks that they chose alone, by block."""
-    chosen = piece.of(lists.private)
-    first = problem.first_blocks(piece.first_row, piece.rows)
+def _pairs_by_block(
+    problem: Problem, pieces: list[list[Piece]], lists: Lists
+) -> Iterator[Order] | None:
+    """What queries chose alone, by block, for every piece; None if they chose nothing alone."""
+    if not lists.private.shape[-1]:
+        return None
     length = max(1, _SEGMENT_ROWS // problem.padded_group)
-    return by_block(chosen, first, problem.geometry.blocks, length)
+    sizes = tuple(piece.rows for piece in pieces[0])
+    with stage("lists"):
+        first, blocks = problem.first_blocks(), problem.geometry.blocks
+        orders = by_block(lists.private, first, blocks, length, pieces[0][0].heads, sizes)
+    return iter(orders)
 
 
-def _units_of(problem: Problem, piece: Piece, lists: Lists) -> Order:
-    """Tiles and the blocks that they share, by block."""
-    units, span = lists.units(problem)
-    units = units[:, piece.first_head : piece.first_head + piece.heads]
-    first = problem.geometry.programs(span)[:, 3] if span > 1 else problem.first_blocks(0, None)
-    length = max(1, _SEGMENT_ROWS // (span * problem.padded_group))
-    return by_block(units, first, problem.geometry.blocks, length)
+def _units_by_block(
+    problem: Problem, pieces: list[list[Piece]], lists: Lists
+) -> Iterator[Order] | None:
+    """What tiles share, by block, for every group of heads; None if nothing is shared."""
+    if not lists.slots:
+        return None
+    with stage("lists"):
+        units, span = lists.units(problem)
+        first = problem.geometry.programs(span)[:, 3] if span > 1 else problem.first_blocks()
+        length = max(1, _SEGMENT_ROWS // (span * problem.padded_group))
+        heads, blocks = pieces[0][0].heads, problem.geometry.blocks
+        orders = by_block(units, first, blocks, length, heads, (len(units),))
+    return iter(orders)
 
 
 def _counts(problem: Problem, shared: Tensor, private: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ class Geometry:
         return [end - begin for begin, end in pairwise(self.bounds)]
 
     @property
+    def uniform(self) -> bool:
+        """Whether all sequences are equally long."""
+        return len(set(self.lengths)) == 1
+
+    @property
     def blocks(self) -> int:
         """Selection blocks of all sequences."""
         return sum(triton.cdiv(n, self.block_size) for n in self.lengths)
@@ -81,7 +86,8 @@ class Geometry:
 
     def _sequences(self) -> list[tuple[int, ...]]:
         """Start, end, first block, first window, first tile and number of each sequence."""
-        lines, block, window, tile = [], 0, 0, 0
+        lines: list[tuple[int, ...]] = []
+        block = window = tile = 0
         for number, (begin, end) in enumerate(pairwise(self.bounds)):
             lines.append((begin, end, block, window, tile, number))
             block += triton.cdiv(end - begin, self.block_size)

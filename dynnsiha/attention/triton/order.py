@@ -7,6 +7,7 @@ into *segments* of bounded length; no step needs a number from the device on the
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Order:
-    """Pairs (unit u, slot s) of lists [U, K, n], as numbers (u K + h) n + s, sorted by block.
+    """Pairs (unit u, slot s) of lists [U, K, n], as numbers (u K + h) n + s, sorted by bin.
+
+    A bin is one block and one head, and the units of one piece.
 
     Attributes:
-        pair: int64 [pairs], sorted by (head, block); empty slots last.
-        first: int32 [K blocks + 1], where each (head, block) begins in ``pair``.
-        segment: int32 [K blocks + 1], where each (head, block) begins among the segments.
-        key: int32 [segments], the (head, block) of each segment; K blocks behind the last one.
+        pair: int64 [pairs], sorted by bin; empty slots last.
+        first: int32 [bins + 1], where each bin begins in ``pair``.
+        segment: int32 [bins + 1], where each bin begins among the segments.
+        key: int32 [segments], the bin of each segment; the number of bins behind the last one.
         length: pairs in a segment, at most.
     """
 
@@ -43,19 +46,32 @@ class Segments:
     bounds: Tensor
 
 
-def by_block(lists: Tensor, first_block: Tensor, blocks: int, length: int) -> Order:
-    """Order the pairs of ``lists`` int32 [U, K, n].
+def by_block(
+    lists: Tensor,
+    first_block: Tensor,
+    blocks: int,
+    length: int,
+    piece_heads: int,
+    sizes: tuple[int, ...],
+) -> list[Order]:
+    """Order the pairs of ``lists`` int32 [U, K, n]: an order a piece, heads outer.
 
     Args:
         first_block: int32 [U], first block of each unit's sequence among all ``blocks``.
         length: pairs in a segment, at most.
+        piece_heads: heads of a piece; the last one may have fewer.
+        sizes: units of each piece.
     """
-    units, heads, slots = lists.shape
-    keys = torch.empty(lists.numel(), dtype=torch.int32, device=lists.device)
+    _, heads, slots = lists.shape
+    pieces = len(sizes) * triton.cdiv(heads, piece_heads)
+    bins = piece_heads * blocks
+    device = lists.device
+    keys = torch.empty(lists.numel(), dtype=torch.int32, device=device)
     size = 1024
     _keys[(triton.cdiv(lists.numel(), size),)](
         lists,
         first_block,
+        _piece_of_unit(sizes, device),
         keys,
         lists.numel(),
         lists.stride(0),
@@ -64,24 +80,43 @@ def by_block(lists: Tensor, first_block: Tensor, blocks: int, length: int) -> Or
         blocks,
         heads,
         slots,
+        piece_heads,
+        len(sizes),
+        pieces * bins,
         SIZE=size,
     )
     order = keys.sort(stable=True)
-    number = torch.arange(heads * blocks + 1, dtype=torch.int32, device=lists.device)
-    first = torch.searchsorted(order.values, number, out_int32=True)
-    count = first.diff()
-    segment = torch.zeros_like(first)
-    torch.cumsum((count + (length - 1)) // length, 0, dtype=torch.int32, out=segment[1:])
-    most = heads * blocks + lists.numel() // length
-    number = torch.arange(most, dtype=torch.int32, device=lists.device)
-    key = torch.searchsorted(segment[1:], number, right=True, out_int32=True)
-    return Order(order.indices, first, segment, key, length)
+    first = torch.searchsorted(order.values, _numbers(pieces * bins + 1, device), out_int32=True)
+    count = first.diff().view(pieces, bins)
+    segment = torch.zeros(pieces, bins + 1, dtype=torch.int32, device=device)
+    torch.cumsum((count + (length - 1)) // length, 1, dtype=torch.int32, out=segment[:, 1:])
+    most = bins + piece_heads * slots * max(sizes) // length
+    number = _numbers(most, device).expand(pieces, most)
+    key = torch.searchsorted(segment[:, 1:], number, right=True, out_int32=True)
+    return [
+        Order(order.indices, first[i * bins : (i + 1) * bins + 1], segment[i], key[i], length)
+        for i in range(pieces)
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _piece_of_unit(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The piece of every unit: int32 [U]."""
+    piece = torch.arange(len(sizes), dtype=torch.int32)
+    return piece.repeat_interleave(torch.tensor(sizes)).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    """0 ... count - 1, kept: they depend on sizes alone."""
+    return torch.arange(count, dtype=torch.int32, device=device)
 
 
 @triton.jit
 def _keys(
     lists,
     first_block,
+    piece_of_unit,
     keys,
     count,
     unit_stride,
@@ -90,6 +125,9 @@ def _keys(
     blocks,
     heads,
     slots,
+    piece_heads,
+    unit_pieces,
+    bins,
     SIZE: tl.constexpr,
 ):
     pair = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -98,8 +136,10 @@ def _keys(
     at = unit.to(tl.int64) * unit_stride + head * head_stride + slot
     block = tl.load(lists + at, mask=inside, other=-1)
     offset = tl.load(first_block + unit * block_stride, mask=inside, other=0)
-    key = tl.where(block >= 0, head * blocks + offset + block, heads * blocks)
-    tl.store(keys + pair, key, mask=inside)
+    piece = head // piece_heads * unit_pieces
+    piece += tl.load(piece_of_unit + unit, mask=inside, other=0)
+    bin_ = (piece * piece_heads + head % piece_heads) * blocks + offset + block
+    tl.store(keys + pair, tl.where(block >= 0, bin_, bins), mask=inside)
 
 
 @triton.jit

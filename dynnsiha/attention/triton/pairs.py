@@ -9,8 +9,6 @@ block is undefined and never read.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
@@ -55,7 +53,9 @@ def forward(
         problem.block_table,
         problem.scale2,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+        len(order.segment) - 1,
         problem.geometry.blocks,
+        problem.kv_heads,
         piece.heads,
         piece.first_head,
         piece.first_row,
@@ -156,7 +156,9 @@ def _forward(
     k_h,
     v_t,
     v_h,
+    bins,
     blocks,
+    kv_heads,
     piece_heads,
     first_head,
     first_row,
@@ -169,7 +171,6 @@ def _forward(
     BS: tl.constexpr,
     DIAGONAL: tl.constexpr,
 ):
-    bins = piece_heads * blocks
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
         kv = bin_ // blocks + first_head
@@ -183,8 +184,8 @@ def _forward(
         for i in range(begin, end, BQ):
             at = i + r // GP
             live = (at < end) & (g < G)
-            number = tl.load(pair + at, mask=live, other=0)
-            token = first_row + (number // (slots * piece_heads)).to(tl.int32)
+            number = tl.load(pair + at, mask=live, other=0).to(tl.int32)
+            token = number // (slots * kv_heads)
             tile = rows_of(q, token, kv * G + g, live, q_t, q_h, D)
             s = tl.dot(tile, tl.trans(keys)) * scale2
             if DIAGONAL:
@@ -193,7 +194,8 @@ def _forward(
             p = tl.exp2(s - top[:, None])
             total = tl.sum(p, 1)
             o = tl.dot(p.to(values.dtype), values) / total[:, None]
-            line = number * G + g
+            line = (token - first_row).to(tl.int64) * piece_heads + kv - first_head
+            line = (line * slots + number % slots) * G + g
             d = tl.arange(0, D)
             tl.store(
                 part + line[:, None] * D + d[None, :],
@@ -233,10 +235,9 @@ def backward_shared(
 ) -> Segments:
     """Segments of dk and dv that the walked blocks of ``lists`` leave, for all queries."""
     table = problem.geometry.programs(lists.span) if lists.span > 1 else None
-    whole = replace(piece, first_row=0)
     diagonal = lists.local == 0
     return _launch(
-        problem, whole, operands, grads, order, None, lists.slots, diagonal, table, lists.span
+        problem, piece, operands, grads, order, None, lists.slots, diagonal, table, lists.span
     )
 
 
@@ -256,7 +257,10 @@ def _launch(
     size = problem.config.block_size
     shape = (len(order.key), size, problem.head_dim)
     dk, dv = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
-    tuned = problem.tuned("pairs backward", None if units is None else span)
+    single = units is None
+    tuned = problem.tuned(
+        "pairs backward" if single else "units backward", None if single else span
+    )
     branch = BRANCHES.index("selected")
     tiles = problem.bulk and units is not None
     _backward[(len(order.key),)](
@@ -278,6 +282,7 @@ def _launch(
         problem.block_table if units is None else units,
         problem.scale2,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
+        len(order.segment) - 1,
         problem.geometry.blocks,
         problem.kv_heads,
         piece.heads,
@@ -320,6 +325,7 @@ def _backward(
     k_h,
     v_t,
     v_h,
+    bins,
     blocks,
     kv_heads,
     piece_heads,
@@ -337,7 +343,6 @@ def _backward(
     DIAGONAL: tl.constexpr,
     DQ: tl.constexpr,
 ):
-    bins = piece_heads * blocks
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
         kv = bin_ // blocks + first_head
@@ -357,11 +362,11 @@ def _backward(
             if SINGLE:
                 at = i + r // GP
                 live = (at < end) & (g < G)
-                number = tl.load(pair + at, mask=live, other=0)
-                token = first_row + (number // (slots * piece_heads)).to(tl.int32)
+                number = tl.load(pair + at, mask=live, other=0).to(tl.int32)
+                token = number // (slots * kv_heads)
             else:
-                number = tl.load(pair + i // SUB)
-                unit = line_of(units, number // (slots * piece_heads))
+                number = tl.load(pair + i // SUB).to(tl.int32)
+                unit = line_of(units, number // (slots * kv_heads))
                 row, row_start, stop, from_ = unit[0] + (i % SUB) * BQ, unit[1], unit[2], unit[6]
                 token = row + r // GP
                 live = (token < stop) & (g < G)
@@ -387,7 +392,8 @@ def _backward(
             dk_acc = tl.dot(ds, tile, dk_acc)
             if DQ:
                 part = tl.dot(tl.trans(ds), keys)
-                to = (number * G + g)[:, None] * D + d[None, :]
+                to = (token - first_row).to(tl.int64) * piece_heads + kv - first_head
+                to = ((to * slots + number % slots) * G + g)[:, None] * D + d[None, :]
                 tl.store(dq + to, part.to(dq.dtype.element_ty), mask=live[:, None])
         at = tl.program_id(0).to(tl.int64) * BS * D
         at = at + tl.arange(0, BS)[:, None] * D + d[None, :]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import triton
 from torch import Tensor
@@ -15,7 +15,9 @@ from .geometry import Geometry
 from .sources import Source, key_source, row_source
 from .tuning import Tuned, tuned
 
-_PARTIAL_BYTES = 1 << 30  # for the partial results of one piece
+_ROW_BYTES = 1 << 29  # for partial results of queries
+_KEY_BYTES = 1 << 30  # for partial dk and dv
+_PARTIAL_SETS = 3  # of dk and dv: pairs, shared lists, window
 
 
 @dataclass(frozen=True)
@@ -84,42 +86,51 @@ class Problem:
         """Sizes and launch options of a kernel whose tiles hold ``most_queries`` or fewer."""
         return tuned(kernel, self.padded_group, self.head_dim, self.config, most_queries)
 
-    def pieces(self, slots: int) -> Iterator[Piece]:
-        """Blocks and heads whose ``slots`` partial results a query fit the budget."""
-        for pieces in self.pieces_by_head(slots):
-            yield from pieces
+    def pieces(self, slots: int, backward: bool = False) -> list[list[Piece]]:
+        """Heads and blocks whose intermediate results fit the budgets; heads outer.
 
-    def pieces_by_head(self, slots: int) -> Iterator[list[Piece]]:
-        """As ``pieces``, those of the same heads together."""
+        ``slots`` partial results a query are kept for a piece, and in the backward pass partial dk
+        and dv for all pieces of the same heads.
+        """
         geometry, size = self.geometry, self.config.block_size
-        row_bytes = 2 * max(1, slots) * self.group * self.head_dim
-        heads = max(1, min(self.kv_heads, _PARTIAL_BYTES // (geometry.tokens * row_bytes)))
+        heads = self.kv_heads
+        if backward:
+            head_bytes = _PARTIAL_SETS * 2 * 4 * geometry.tokens * self.head_dim
+            heads = max(1, min(heads, _KEY_BYTES // head_bytes))
+        row_bytes = 2 * slots * self.group * self.head_dim
+        if slots:
+            heads = max(1, min(heads, _ROW_BYTES // (geometry.tokens * row_bytes)))
         heads = triton.cdiv(self.kv_heads, triton.cdiv(self.kv_heads, heads))
-        most = max(1, _PARTIAL_BYTES // (heads * row_bytes * size))
+        most = max(1, _ROW_BYTES // (heads * row_bytes * size)) if slots else geometry.blocks
         blocks = triton.cdiv(geometry.blocks, triton.cdiv(geometry.blocks, most))
         rows = self._first_rows()
-        for head in range(0, self.kv_heads, heads):
-            several = min(heads, self.kv_heads - head)
-            pieces = []
-            for block in range(0, geometry.blocks, blocks):
-                stop = min(block + blocks, geometry.blocks)
-                pieces.append(
-                    Piece(head, several, block, stop - block, rows[block], rows[stop] - rows[block])
+        cuts = [*range(0, geometry.blocks, blocks), geometry.blocks]
+        return [
+            [
+                Piece(
+                    head,
+                    min(heads, self.kv_heads - head),
+                    begin,
+                    end - begin,
+                    rows[begin],
+                    rows[end] - rows[begin],
                 )
-            yield pieces
+                for begin, end in pairwise(cuts)
+            ]
+            for head in range(0, self.kv_heads, heads)
+        ]
 
-    def first_blocks(self, first_row: int, rows: int | None) -> Tensor:
-        """First block of the sequence of each token: int32 [rows]."""
-        if len(self.geometry.bounds) == 2:
-            return self.block_table[:1, 3].expand(self.geometry.tokens if rows is None else rows)
-        stop = None if rows is None else first_row + rows
-        return self.geometry.programs(1)[first_row:stop, 3]
+    def first_blocks(self) -> Tensor:
+        """First block of the sequence of each token: int32 [tokens]."""
+        if self.sequences == 1:
+            return self.block_table[:1, 3].expand(self.geometry.tokens)
+        return self.geometry.programs(1)[:, 3]
 
     def _first_rows(self) -> list[int]:
         """First token of every block, and the number of tokens."""
         rows: list[int] = []
         bounds, size = self.geometry.bounds, self.config.block_size
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in pairwise(bounds):
             rows.extend(range(begin, end, size))
         return [*rows, bounds[-1]]
 

@@ -7,7 +7,6 @@ applies the gates and writes the only pass over o; the backward one sums all of 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -160,7 +159,7 @@ def _forward(
         line = token.to(tl.int64) * heads + head
 
         top, total, acc = fresh(BQ * GP, D)
-        for i in range(0, tl.minimum(LOCAL, (block_row - start) // BS + 1)):
+        for i in range(tl.minimum(LOCAL, (block_row - start) // BS + 1)):
             key_row = block_row - i * BS
             offset, left = key_row - start, end - key_row
             keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
@@ -199,7 +198,7 @@ def _forward(
         if SELECTED:
             unit = row if R == 1 else tile0 + (row - start) // R
             used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, WIDTH, INIT, LOCAL)
-            for i in range(0, used):
+            for i in range(used):
                 block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
                 key_row = start + tl.maximum(block, 0) * BS
                 offset, left = key_row - start, end - key_row
@@ -408,7 +407,7 @@ def _backward(
         if SELECTED:
             unit = row if R == 1 else tile0 + (row - start) // R
             used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, WIDTH, INIT, LOCAL)
-            for i in range(0, used):
+            for i in range(used):
                 block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
                 key_row = start + tl.maximum(block, 0) * BS
                 offset, left = key_row - start, end - key_row

@@ -1,0 +1,82 @@
+"""What the Triton backend serves, known without importing Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from .config import NSAConfig
+
+HEAD_DIMS = (64, 128, 256)
+BLOCK_SIZES = (16, 32, 64, 128)
+_MOST_HEADS = 64  # query heads a key/value head
+_MOST_BLOCKS = 128  # in one list
+_MOST_WINDOWS = 64  # summary windows a block
+_DTYPES = (torch.float16, torch.bfloat16)
+_CAPABILITY = 8  # Ampere: matrix units for bfloat16
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU: slow, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exception | None:
+    """Why the Triton backend does not take a call, as the error to raise; None if it does."""
+    group = q.shape[2] // k.shape[2]
+    device = _device_problem(q.device)
+    if device:
+        return ValueError(f"q: is on {q.device}; {device}")
+    if q.dtype not in _DTYPES:
+        return TypeError(f"q: has dtype {q.dtype}; the Triton kernels take float16 and bfloat16")
+    if q.shape[3] not in HEAD_DIMS:
+        return ValueError(f"q: has head width {q.shape[3]}; the Triton kernels take {HEAD_DIMS}")
+    if group > _MOST_HEADS:
+        return ValueError(
+            f"q: has {group} heads a key/value head; the Triton kernels take {_MOST_HEADS} at most"
+        )
+    return _setting_problem(config, scale)
+
+
+def _setting_problem(config: NSAConfig, scale: float | None) -> Exception | None:
+    """As ``refusal``, for the configuration."""
+    problems = {
+        f"block_size={config.block_size}: the Triton kernels take {BLOCK_SIZES}": (
+            config.block_size not in BLOCK_SIZES
+        ),
+        f"compress_stride={config.compress_stride}: the Triton kernels take block_size / "
+        f"{_MOST_WINDOWS} and more": config.block_size > _MOST_WINDOWS * config.compress_stride,
+        f"top_n={config.top_n}: the Triton kernels take {_MOST_BLOCKS} at most": (
+            config.top_n > _MOST_BLOCKS
+        ),
+        f"tile_scoring={config.tile_scoring!r}: the Triton kernels take 'leader'": (
+            config.tile_scoring != "leader"
+        ),
+        f"scale={scale}: the Triton kernels take positive ones": scale is not None and scale <= 0,
+    }
+    return next((ValueError(text) for text, holds in problems.items() if holds), None)
+
+
+@functools.lru_cache(maxsize=16)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _device_problem(device: torch.device) -> str:
+    if not _has_triton():
+        return "the Triton kernels need the package triton"
+    if device.type == "cuda":
+        major = _major(device.index)
+        return "" if major >= _CAPABILITY else "the Triton kernels need Ampere or later"
+    return "" if interpreted() else "the Triton kernels need an NVIDIA GPU"
+
+
+@functools.lru_cache(maxsize=16)
+def _major(index: int | None) -> int:
+    if torch.version.cuda is None:
+        return 0
+    return torch.cuda.get_device_capability(index)[0]

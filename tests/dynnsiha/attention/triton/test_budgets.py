@@ -1,0 +1,31 @@
+"""Budgets so small that one call takes many pieces, segments and parts, as long sequences do."""
+
+import importlib
+
+import pytest
+
+from .cases import EXACT, HYBRID, ON_GPU
+from .oracle import BACKEND, assert_accurate
+
+pytestmark = pytest.mark.skipif(BACKEND != "triton", reason="budgets of the Triton backend")
+
+LENGTH = 700 if ON_GPU else 200
+
+BUDGETS = {
+    "pieces of one head and one block": ("problem", "_PARTIAL_BYTES", 1),
+    "pieces of one head": ("problem", "_PARTIAL_BYTES", 1 << 18),
+    "segments of a few rows": ("function", "_SEGMENT_ROWS", 128),
+    "parts of one block of queries": ("compressed", "_LEAST_PART", 64),
+}
+
+
+@pytest.mark.parametrize("batching", ["single", "packed"])
+@pytest.mark.parametrize("kind", [EXACT, HYBRID], ids=str)
+@pytest.mark.parametrize("name", BUDGETS)
+def test_many_pieces_give_the_same_results(name, kind, batching, monkeypatch):
+    module, constant, value = BUDGETS[name]
+    module = importlib.import_module(f"dynnsiha.attention.triton.{module}")
+    assert getattr(module, constant) > value
+    monkeypatch.setattr(module, constant, value)
+    case = kind.at(LENGTH if batching == "single" else LENGTH // 2, batching)
+    assert_accurate(case.inputs(), case.config, per_branch=False)

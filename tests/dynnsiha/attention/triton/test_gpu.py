@@ -1,0 +1,107 @@
+"""What only a GPU shows: offsets beyond 2^31, compilations, accesses out of bounds."""
+
+import importlib
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynnsiha.attention import native_sparse_attention
+from dynnsiha.attention.reference import reference_rows
+
+from .cases import EXACT, HYBRID, ON_GPU
+from .oracle import BACKEND, error, run
+
+pytestmark = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+
+
+def test_more_than_two_to_the_31_elements():
+    """The last sequence of the batch lies beyond: it must equal itself alone, and the truth."""
+    batch, seq_len, heads, kv_heads, width = 3, 98_304, 64, 4, 128
+    assert batch * seq_len * heads * width > 2**31
+    needed = 14 * batch * seq_len * heads * width  # q, o, their gradients, and float32 copies
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed >> 30} GiB of free device memory")
+    gen = torch.Generator("cuda").manual_seed(0)
+
+    def random(n, d=width):
+        options = {"generator": gen, "device": "cuda", "dtype": torch.bfloat16}
+        return torch.randn(batch, seq_len, n, d, **options)
+
+    q, k, v = random(heads), random(kv_heads), random(kv_heads)
+    gates = random(heads, 3).sigmoid_()
+    config = EXACT.config
+
+    def results(inputs):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out, aux = native_sparse_attention(*leaves, config, backend=BACKEND, return_aux=True)
+        out.backward(out.detach())
+        return out.detach(), aux, [x.grad for x in leaves]
+
+    out, aux, grads = results((q, k, v, gates))
+    last = [x[2:].clone() for x in (q, k, v, gates)]
+    alone, alone_aux, alone_grads = results(last)
+    assert torch.equal(aux.block_indices[2:], alone_aux.block_indices)
+    assert torch.equal(aux.lse[2:], alone_aux.lse)
+    assert torch.equal(out[2:], alone)
+    for mine, theirs in zip(grads, alone_grads, strict=True):
+        assert torch.equal(mine[2:], theirs)
+    rows = torch.tensor([0, 63, 64, 50_000, 70_000, seq_len - 65, seq_len - 1], device="cuda")
+    for head in range(0, heads, heads // kv_heads):
+        one = slice(head, head + 1)
+        kv = slice(head * kv_heads // heads, head * kv_heads // heads + 1)
+        wide = [x.double() for x in (last[0][:, :, one], last[1][:, :, kv], last[2][:, :, kv])]
+        truth = reference_rows(
+            *wide,
+            last[3][:, :, one].double(),
+            config,
+            rows,
+            block_indices=alone_aux.block_indices[:, :, kv],
+        )
+        assert error(out[2:, rows, one], truth) < 0.005
+
+
+def compiled() -> int:
+    """Variants of the backend's kernels that this process has compiled or loaded."""
+    from triton.runtime.jit import JITFunction
+
+    package = importlib.import_module("dynnsiha.attention.triton")
+    modules = [package]
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        modules.append(importlib.import_module(found.name))
+    kernels = set()
+    for module in modules:
+        for x in vars(module).values():
+            while hasattr(x, "fn") and not isinstance(x, JITFunction):
+                x = x.fn  # the kernel inside an autotuner or heuristics
+            if isinstance(x, JITFunction):
+                kernels.add(x)
+    assert kernels
+    return sum(len(cache[0]) for x in kernels for cache in x.device_caches.values())
+
+
+@pytest.mark.skipif(BACKEND != "triton", reason="counts Triton's compilations")
+@pytest.mark.parametrize("kind", [EXACT, HYBRID], ids=str)
+def test_a_new_length_compiles_nothing(kind):
+    run(kind.at(1001).inputs(), kind.config)
+    before = compiled()
+    assert before > 0
+    for seq_len in (1003, 1005, 1009, 1021):
+        run(kind.at(seq_len).inputs(), kind.config)
+    assert compiled() == before
+
+
+@pytest.mark.skipif(not shutil.which("compute-sanitizer"), reason="needs compute-sanitizer")
+def test_memcheck_is_clean_on_the_smallest_shapes():
+    tests = Path(__file__).with_name("test_accuracy.py")
+    chosen = "test_every_branch_and_their_sum and (T1- or T33-) and (exact or hybrid)"
+    done = subprocess.run(
+        ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m",
+         "pytest", "-q", str(tests), "-k", chosen],
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
