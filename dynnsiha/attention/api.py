@@ -130,10 +130,16 @@ def native_sparse_attention(
             )
         else:
             run = _SEQUENCE_BY_SEQUENCE["blockwise" if backend in ("auto", "triton") else backend]
-            results = [
-                run(*x, config=config, block_indices=lists, k_cmp=cmp[0], v_cmp=cmp[1], scale=scale)
-                for x, lists, cmp in parts
-            ]
+            results = []
+            for x, lists, (keys, values) in parts:
+                result = run(
+                    *(x[0], x[1], x[2], x[3], config),
+                    block_indices=lists,
+                    k_cmp=keys,
+                    v_cmp=values,
+                    scale=scale,
+                )
+                results.append(result)
             out, aux = results[0] if bounds is None else joined(results)
     return (out, aux) if return_aux else out
 

@@ -149,7 +149,13 @@ _GPU_KINDS = (
 )
 
 _CPU_KINDS = (
-    Case("hybrid R16 m1", 2, 64, _FP16, NSAConfig(query_tile=16, private_blocks=1, top_n=5)),
+    Case(
+        "hybrid R16 m1",
+        2,
+        64,
+        _FP16,
+        NSAConfig(query_tile=16, private_blocks=1, top_n=4, local_blocks=1),
+    ),
     Case("exact", 3, 64, _FP16, NSAConfig(top_n=4, window=70)),
     Case("paper", 1, 64, _FP16, NSAConfig.paper(top_n=4, window=40), kv_heads=2),
 )

@@ -100,7 +100,7 @@ def test_expanded_operands_and_gradients(kind):
 
 def subsets():
     some = [c for n in (1, 2, 3) for c in itertools.combinations(range(4), n)]
-    return some if ON_GPU else [(0,), (1,), (2,), (3,), (0, 3), (1, 2)]
+    return some if ON_GPU else [(0,), (2,), (3,), (1, 3)]
 
 
 @pytest.mark.parametrize("wanted", subsets(), ids=lambda x: "+".join(NAMES[i] for i in x))

@@ -13,7 +13,7 @@ from .cases import EXACT, HYBRID, ON_GPU
 from .lists_oracle import assert_lists
 from .oracle import BACKEND, assert_accurate
 
-LENGTH = 777 if ON_GPU else 260
+LENGTH = 777 if ON_GPU else 200
 
 ONE_OF = {
     "tile_scoring": NSAConfig(query_tile=16, private_blocks=1, top_n=5, tile_scoring="aggregate"),
