@@ -10,7 +10,7 @@ from torch import Tensor
 from .geometry import line_of, windows_seen
 from .problem import Gradients, Operands, Problem
 from .softmax import absorb, finished, fresh, rows_of, store_rows
-from .sources import keys_of, tile_of
+from .sources import keys_of, numbers_of, tile_of
 
 _PROGRAMS = 2048  # enough to fill a large GPU several times
 _LEAST_PART = 1024  # queries
@@ -167,7 +167,6 @@ def _backward(
         keys = keys_of(k_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
         values = keys_of(v_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
         r, n, d = tl.arange(0, BQ * GP), tl.arange(0, BN), tl.arange(0, D)
-        head = kv * G + r % GP
         all_seen = (first + BN - 1) * ST + CB - 1 + start
         dk_acc = tl.zeros([BN, D], tl.float32)
         dv_acc = tl.zeros([BN, D], tl.float32)
@@ -179,9 +178,8 @@ def _backward(
             tile_grad = tile_of(
                 grad, sequence, start, at, left, kv, heads * D, D, G, GP, BQ, D, TMA
             )
-            line = token.to(tl.int64) * heads + head
-            log = tl.load(logs + line, mask=live, other=float("inf"))
-            shift = tl.load(delta + line, mask=live, other=0.0)
+            log = numbers_of(logs, row, live, kv, heads, float("inf"), G, GP, BQ)
+            shift = numbers_of(delta, row, live, kv, heads, 0.0, G, GP, BQ)
             p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
             if row < all_seen:
                 seen = windows_seen(token - start, CB, ST)

@@ -9,7 +9,7 @@ import triton.language as tl
 from .geometry import line_of
 from .order import Segments
 from .problem import Gradients, Operands, Piece, Problem
-from .sources import keys_of, tile_of
+from .sources import keys_of, numbers_of, tile_of
 
 
 def backward(
@@ -93,7 +93,6 @@ def _backward(
     keys = keys_of(k, sequence, start, offset, count, kv, k_t, k_h, BS, D, TMA)
     values = keys_of(v, sequence, start, offset, count, kv, v_t, v_h, BS, D, TMA)
     r, n, d = tl.arange(0, BQ * GP), tl.arange(0, BS), tl.arange(0, D)
-    head = kv * G + r % GP
     branch = tokens.to(tl.int64) * heads
     column = (key_row + n)[:, None]
     dk_acc = tl.zeros([BS, D], tl.float32)
@@ -111,9 +110,9 @@ def _backward(
         tile_grad = tile_of(
             grad, sequence, start, offset, left, kv, heads * D, D, G, GP, BQ, D, TMA
         )
-        line = token.to(tl.int64) * heads + head + tl.where(row < near, 3, 2) * branch
-        log = tl.load(logs + line, mask=live, other=float("inf"))
-        shift = tl.load(delta + line, mask=live, other=0.0)
+        which = tl.where(row < near, 3, 2) * branch
+        log = numbers_of(logs + which, row, live, kv, heads, float("inf"), G, GP, BQ)
+        shift = numbers_of(delta + which, row, live, kv, heads, 0.0, G, GP, BQ)
         p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
         if (row < key_row + BS) | (row + BQ > key_row + window):
             seen = (column <= token[None, :]) & (column > token[None, :] - window)

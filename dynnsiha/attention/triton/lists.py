@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .problem import Problem
 
+_FEW_PARTS = 2
 _LEAST_ROWS = 32  # queries times heads that fill enough of a matrix tile
 
 
@@ -41,6 +42,12 @@ class Lists:
     slots: int
 
     @property
+    def parts(self) -> int:
+        """Partial results a query that ``tiles`` reads: few as they are, many joined into one."""
+        own = self.private.shape[-1]
+        return own if own <= _FEW_PARTS else 1
+
+    @property
     def constants(self) -> dict[str, int]:
         """What the kernels that walk ``shared`` are specialised for."""
         width = triton.next_power_of_2(max(1, self.slots))
@@ -51,6 +58,7 @@ class Lists:
             "INIT": self.init,
             "LOCAL": self.local,
             "PAIRS": self.private.shape[-1],
+            "PARTS": self.parts,
         }
 
     def units(self, problem: Problem) -> tuple[Tensor, int]:

@@ -30,13 +30,14 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Outputs [rows, K, slots, G, D] and log-sum-exps in base 2 [rows, K, slots, G].
 
-    What counts is the first slot of each query, into which the others are merged.
+    What counts are the first ``lists.parts`` slots of each query.
     """
     q, k, v = operands.q, operands.k, operands.v
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group)
     part = torch.empty(*shape, problem.head_dim, dtype=q.dtype, device=q.device)
-    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    # Empty slots that are left to ``tiles`` must be known as such.
+    lse = torch.full(shape, float("-inf"), dtype=torch.float32, device=q.device)
     tuned = problem.tuned("pairs")
     size = problem.config.block_size
     _forward[(len(order.key),)](
@@ -65,7 +66,8 @@ def forward(
         BS=size,
         DIAGONAL=problem.given,
     )
-    _merge_slots(problem, piece, lists, part, lse)
+    if lists.parts < slots:
+        _merge_slots(problem, piece, lists, part, lse)
     return part, lse
 
 
@@ -213,15 +215,18 @@ def backward(
     grads: Gradients,
     order: Order,
 ) -> tuple[Tensor, Segments]:
-    """dq [rows, K, slots, G, D], of which the first slot counts, and segments of dk and dv.
+    """dq [rows, K, slots, G, D], whose first ``lists.parts`` slots count, segments of dk and dv.
 
     dq and dk lack the factor ``scale``.
     """
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group, problem.head_dim)
-    dq = torch.empty(shape, dtype=operands.q.dtype, device=operands.q.device)
+    # Empty slots that are left to ``tiles`` are added all the same.
+    make = torch.empty if lists.parts < slots else torch.zeros
+    dq = make(shape, dtype=operands.q.dtype, device=operands.q.device)
     segments = _launch(problem, piece, operands, grads, order, dq, slots, problem.given, None, 1)
-    _merge_slots(problem, piece, lists, dq, dq)
+    if lists.parts < slots:
+        _merge_slots(problem, piece, lists, dq, dq)
     return dq, segments
 
 

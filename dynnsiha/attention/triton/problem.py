@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from ..config import NSAConfig
+from .architecture import family_of
 from .geometry import Geometry
 from .sources import Source, key_source, row_source
 from .tuning import Tuned, tuned
@@ -78,13 +79,19 @@ class Problem:
         return row_source(x, self.sequences, queries, self.padded_group) if self.bulk else x
 
     @cached_property
+    def family(self) -> int:
+        """The GPU's family (``architecture``)."""
+        return family_of(self.geometry.device)
+
+    @cached_property
     def block_table(self) -> Tensor:
         """A line of the geometry for every block."""
         return self.geometry.programs(self.config.block_size)
 
     def tuned(self, kernel: str, most_queries: int | None = None) -> Tuned:
         """Sizes and launch options of a kernel whose tiles hold ``most_queries`` or fewer."""
-        return tuned(kernel, self.padded_group, self.head_dim, self.config, most_queries)
+        sizes = (self.padded_group, self.head_dim, most_queries)
+        return tuned(self.family, kernel, self.config, *sizes)
 
     def pieces(self, slots: int, backward: bool = False) -> list[list[Piece]]:
         """Heads and blocks whose intermediate results fit the budgets; heads outer.

@@ -7,21 +7,19 @@ Packed sequences of several lengths, odd strides and older GPUs take plain point
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .architecture import HOPPER, family_of
 
 Source = Tensor | TensorDescriptor
 
 
 def bulk_copies_serve(sequences: int, *tensors: Tensor) -> bool:
     """Whether descriptors can describe these tensors [tokens, heads, D] on their device."""
-    device = tensors[0].device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9:
-        return False
-    return all(
+    return family_of(tensors[0].device) >= HOPPER and all(
         x.numel() > 0
         and x.data_ptr() % 16 == 0
         and x.shape[0] % sequences == 0
@@ -80,3 +78,14 @@ def tile_of(
         at = at + (r // GP * stride_t + r % GP * stride_h)[:, None] + d[None, :]
         rows = tl.load(at, mask=((r // GP < count) & (r % GP < G))[:, None], other=0.0)
     return rows
+
+
+@triton.jit
+def numbers_of(source, first, live, kv, heads, other, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr):
+    """One number a row, of float32 [tokens, heads], for BQ tokens from row ``first`` on: [BQ GP].
+
+    Only the tile's own address takes 64 bits: one number a row in registers, not two.
+    """
+    r = tl.arange(0, BQ * GP)
+    at = source + (tl.cast(first, tl.int64) * heads + kv * G)
+    return tl.load(at + (r // GP * heads + r % GP), mask=live, other=other)

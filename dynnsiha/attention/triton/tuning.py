@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import NSAConfig
+from .architecture import AMPERE, BLACKWELL, HOPPER
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Tuned:
 
 
 # kernel: {head_dim: (rows, keys, warps, stages)}; keys 0: the kernel's own block size.
-_TABLE = {
+_HOPPER = {
     "compressed": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 8, 2)},
     "choice": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
     "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
@@ -33,11 +34,19 @@ _TABLE = {
 }
 
 
+_TABLE = {AMPERE: _HOPPER, HOPPER: _HOPPER, BLACKWELL: _HOPPER}
+
+
 def tuned(
-    kernel: str, group: int, head_dim: int, config: NSAConfig, most_queries: int | None = None
+    family: int,
+    kernel: str,
+    config: NSAConfig,
+    group: int,
+    head_dim: int,
+    most_queries: int | None = None,
 ) -> Tuned:
     """The entry of a kernel for ``group`` heads (a power of two) and at most so many queries."""
-    rows, keys, warps, stages = _TABLE[kernel][head_dim]
+    rows, keys, warps, stages = _TABLE[family][kernel][head_dim]
     queries = max(1, rows // group)
     if most_queries is not None:
         queries = min(queries, most_queries)
