@@ -171,19 +171,20 @@ def _backward(
         dk_acc = tl.zeros([BN, D], tl.float32)
         dv_acc = tl.zeros([BN, D], tl.float32)
         for row in range(begin, stop, BQ):
-            token = row + r // GP
-            live = (token < stop) & (r % GP < G)
             at, left = row - start, stop - row
             tile = tile_of(q, sequence, start, at, left, kv, q_t, q_h, G, GP, BQ, D, TMA)
             tile_grad = tile_of(
                 grad, sequence, start, at, left, kv, heads * D, D, G, GP, BQ, D, TMA
             )
-            log = numbers_of(logs, row, live, kv, heads, float("inf"), G, GP, BQ)
-            shift = numbers_of(delta, row, live, kv, heads, 0.0, G, GP, BQ)
+            log = numbers_of(logs, row, left, kv, heads, G, GP, BQ)
+            shift = numbers_of(delta, row, left, kv, heads, G, GP, BQ)
             p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
-            if row < all_seen:
-                seen = windows_seen(token - start, CB, ST)
+            if (row < all_seen) | (row + BQ > stop):
+                token = row + r // GP
+                seen = tl.where(token < stop, windows_seen(token - start, CB, ST), 0)
                 p = tl.where((first + n)[:, None] < seen[None, :], p, 0.0)
+            if G < GP:
+                p = tl.where((r % GP < G)[None, :], p, 0.0)
             dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
             dp = tl.dot(values, tl.trans(tile_grad))
             ds = p * (dp - shift[None, :])

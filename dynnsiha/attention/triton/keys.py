@@ -103,20 +103,21 @@ def _backward(
     near = key_row + LOCAL * BS
     far = tl.minimum(key_row + BS - 1 + window if SLIDING else near, end)
     for row in range(key_row, far, BQ):
-        token = row + r // GP
-        live = (token < far) & (r % GP < G)
         offset, left = row - start, far - row
         tile = tile_of(q, sequence, start, offset, left, kv, q_t, q_h, G, GP, BQ, D, TMA)
         tile_grad = tile_of(
             grad, sequence, start, offset, left, kv, heads * D, D, G, GP, BQ, D, TMA
         )
         which = tl.where(row < near, 3, 2) * branch
-        log = numbers_of(logs + which, row, live, kv, heads, float("inf"), G, GP, BQ)
-        shift = numbers_of(delta + which, row, live, kv, heads, 0.0, G, GP, BQ)
+        log = numbers_of(logs + which, row, left, kv, heads, G, GP, BQ)
+        shift = numbers_of(delta + which, row, left, kv, heads, G, GP, BQ)
         p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
-        if (row < key_row + BS) | (row + BQ > key_row + window):
-            seen = (column <= token[None, :]) & (column > token[None, :] - window)
+        if (row < key_row + BS) | (row + BQ > tl.minimum(key_row + window, far)):
+            token = (row + r // GP)[None, :]
+            seen = (column <= token) & (column > token - window) & (token < far)
             p = tl.where(seen, p, 0.0)
+        if G < GP:
+            p = tl.where((r % GP < G)[None, :], p, 0.0)
         dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
         dp = tl.dot(values, tl.trans(tile_grad))
         ds = p * (dp - shift[None, :])

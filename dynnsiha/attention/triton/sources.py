@@ -81,11 +81,15 @@ def tile_of(
 
 
 @triton.jit
-def numbers_of(source, first, live, kv, heads, other, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr):
-    """One number a row, of float32 [tokens, heads], for BQ tokens from row ``first`` on: [BQ GP].
+def numbers_of(
+    source, first, left, kv, heads, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr
+):  # fmt: skip
+    """A number a row of a tile from token ``first`` on: [BQ GP] of float32 [tokens, heads].
 
-    Only the tile's own address takes 64 bits: one number a row in registers, not two.
+    0 from ``left`` tokens on, and for heads from G on. Only the tile's own address has 64 bits, and
+    a filling of 0 costs no register: another one would be kept, with its mask, until the use.
     """
     r = tl.arange(0, BQ * GP)
     at = source + (tl.cast(first, tl.int64) * heads + kv * G)
-    return tl.load(at + (r // GP * heads + r % GP), mask=live, other=other)
+    live = (r // GP < left) & (r % GP < G)
+    return tl.load(at + (r // GP * heads + r % GP), mask=live, other=0.0)
