@@ -16,6 +16,7 @@ BLOCK_SIZES = (16, 32, 64, 128)
 _MOST_HEADS = 64  # query heads a key/value head
 _MOST_BLOCKS = 128  # in one list
 _MOST_WINDOWS = 64  # summary windows a block
+_MOST_PAIRS = 1 << 31  # numbered by 32-bit integers
 _DTYPES = (torch.float16, torch.bfloat16)
 _CAPABILITY = 8  # Ampere: matrix units for bfloat16
 
@@ -38,6 +39,11 @@ def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exc
     if group > _MOST_HEADS:
         return ValueError(
             f"q: has {group} heads a key/value head; the Triton kernels take {_MOST_HEADS} at most"
+        )
+    pairs = q.shape[0] * q.shape[1] * k.shape[2] * config.top_n
+    if pairs >= _MOST_PAIRS:
+        return ValueError(
+            f"q: {pairs} pairs of queries and blocks; the Triton kernels take fewer than 2^31"
         )
     return _setting_problem(config, scale)
 
