@@ -22,13 +22,15 @@ from dynbench.dashboards import terminal
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
+from dynbench.harness.gate.commands import Host, add_commands
+from dynbench.harness.gate.errors import GateError
 from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
 from dynbench.harness.schema import Status
 from dynbench.suites import request
 from dynbench.suites.catalog import PROVIDERS, SUITES, provider_info
 from dynbench.suites.own import read_own_provider
-from dynbench.suites.plan import WINDOW, PlanOptions, plan
+from dynbench.suites.plan import WINDOW, plan
 from dynbench.suites.shapes import SHAPES, UsageError, unknown
 from dynbench.suites.work import case_work
 
@@ -42,6 +44,9 @@ EXIT_USAGE, EXIT_INVALID_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 4, 70, 130
 PREPARE = "dynbench.suites.prepare:prepare"
 QUICK_BUDGET = "1m"
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
+
+PACKAGE = "dynnsiha"  # what `gate --rev` takes from another revision
+GATE_WORK = {"seq": "1k,4k", "providers": "nsa,dynnsiha", "pass": "forward,backward"}
 
 app = typer.Typer(
     name="dynbench",
@@ -92,6 +97,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of an exception."""
     if isinstance(error, (UsageError, sweep.SweepError, store.OutputError)):
         return EXIT_USAGE, str(error)
+    if isinstance(error, GateError):
+        return error.exit_code, str(error)
     if isinstance(error, store.StoreError):
         return EXIT_INVALID_DATA, str(error)
     if hasattr(error, "format_message"):  # the parser's own, whose classes differ between versions
@@ -200,7 +207,6 @@ def run(
 ) -> None:
     own = own or []
     versions = {path.stem: read_own_provider(path).version for path in own}
-    seq_lens = tuple(sweep.parse_lengths(seq))
     limit = QUICK_BUDGET if quick and budget is None else budget
     how = ["--quick", *(["--budget", budget] if budget else [])] if quick else []
     how += ["--stages"] if stages else []
@@ -215,27 +221,28 @@ def run(
         distrust=lambda case: provider_info(case.provider) is None,
         version_of=lambda case: versions.get(case.provider),
     )
-    shares = sweep.parse_floats(sparsity, 0, 1, name="--sparsity") if sparsity is not None else ()
-    chosen = request.choose_device(device)
-    wanted = PlanOptions(
-        seq_lens=seq_lens,
-        device=chosen,
+    wanted = request.wanted(
+        seq=seq,
         suite=suite,
-        providers=request.parse_names(providers, "--providers"),
-        passes=request.parse_names(passes, "--pass"),
-        shapes=request.choose_shapes(shape, q_heads, kv_heads, head_dim, chosen),
-        dtype=dtype,
-        batch=batch,
-        model_dim=model_dim,
-        top_n=top_n,
-        window=window,
-        query_tiles=request.parse_tiles(query_tile),
-        private_blocks=request.parse_numbers(private_blocks, "--private-blocks"),
-        branches=request.parse_names(branches, "--branches"),
-        sparsities=tuple(shares),
+        providers=providers,
+        passes=passes,
+        sparsity=sparsity,
         inputs=inputs,
         seed=seed,
-        provider_files=tuple(own),
+        shape=shape,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        model_dim=model_dim,
+        batch=batch,
+        top_n=top_n,
+        window=window,
+        query_tile=query_tile,
+        private_blocks=private_blocks,
+        branches=branches,
+        dtype=dtype,
+        device=device,
+        provider_files=own,
     )
     cases = plan(wanted)
     root = store.check_output_root(out or _default_root())
@@ -243,7 +250,7 @@ def run(
         _print_plan(cases, options)
         return
     path = _measure(
-        cases, options, root, resume=resume, chose_cpu=device is None and chosen == "cpu"
+        cases, options, root, resume=resume, chose_cpu=device is None and wanted.device == "cpu"
     )
     if report:
         _write_page([path])
@@ -433,6 +440,26 @@ def _check_baseline(frame: pd.DataFrame, baseline: str) -> None:
     known = sorted(set(frame["provider"]))
     if baseline != "sdpa" and baseline not in known:
         raise UsageError(unknown("baseline", baseline, known))
+
+
+def _gate_host() -> Host:
+    """What the gate's commands take from here: work to measure, names of runs, tables."""
+    return Host(
+        prepare=PREPARE,
+        package=PACKAGE,
+        plan=lambda options: plan(request.wanted_by(options or GATE_WORK)),
+        describe=request.describe,
+        repeat_command=lambda case, words: request.repeat_command(case, (), words),
+        duration_s=request.parse_duration_s,
+        default_root=_default_root,
+        run_paths=_run_paths,
+        row_line=terminal.row_line,
+        print_verdicts=lambda records: _print_tables(terminal.verdicts_table(records)),
+        print_texts=lambda headings, rows: _print_tables(terminal.text_table(headings, rows)),
+    )
+
+
+add_commands(app, _gate_host())
 
 
 @app.command("list", help="Print the suites, providers and shapes that run takes.")

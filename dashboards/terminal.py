@@ -57,6 +57,13 @@ _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
     "git_commit",
 )
 _STATUS_STYLES = {"ok": "green", "incorrect": "bold red", "error": "red", "skipped": "dim"}
+_VERDICT_STYLES = {
+    "improved": "green",
+    "unchanged": "green",
+    "ambiguous": "yellow",
+    "invalid": "yellow",
+    "incomparable": "dim",
+}
 _REASON_CHARS = 160
 _STAGES = "where the time goes"
 
@@ -267,6 +274,40 @@ def latency_text(row: Record) -> str:
     quartiles = (row["latency_q1_ms"], row["latency_q3_ms"])
     spread = ", ".join(number_text(q / scale) for q in quartiles if q is not None)
     return f"{time_text(median_ms)} [{spread}]"
+
+
+def verdicts_table(verdicts: Sequence[Record]) -> Table:
+    """Verdicts of a gate or of a comparison (their fields as a record), in the order given."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("case", overflow="fold")
+    for heading in ("baseline", "candidate", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for verdict in verdicts:
+        name = str(verdict["verdict"])
+        style = "bold red" if verdict["blocks"] else _VERDICT_STYLES.get(name, "")
+        why = "; ".join((verdict["reason"], *verdict["notes"]))
+        table.add_row(
+            Text(name, style=style),
+            Text(visible(f"{verdict['label']} [{verdict['case_id'][:8]}]")),
+            time_text(verdict["baseline_ms"]),
+            time_text(verdict["candidate_ms"]),
+            change_text(verdict["change"], verdict["low"], verdict["high"]),
+            Text(clip(visible(why), 2 * _REASON_CHARS)),
+        )
+    return table
+
+
+def change_text(change: float | None, low: float | None, high: float | None) -> str:
+    """A relative change with its bounds, such as ``+4.9 % (+3.8, +6.1)``; empty for None."""
+    if change is None:
+        return ""
+    bounds = "" if low is None or high is None else f" ({100 * low:+.1f}, {100 * high:+.1f})"
+    return f"{100 * change:+.1f} %{bounds}"
 
 
 def duration_text(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Value = str | int | float
@@ -105,6 +105,25 @@ class Case:
             "workload": dict(self.workload),
             "settings": dict(self.settings),
         }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Case | None:
+        """The case that a row measured; None where its columns do not lead back to its id.
+
+        A measured row also tells the backend that ran, which its case need not have named.
+        """
+        workload, settings = (
+            {name: row[name] for name in names if row[name] is not None}
+            for names in (WORKLOAD_COLUMNS, SETTING_COLUMNS)
+        )
+        names = ("suite", "provider", "pass", "device", "dtype", "timer")
+        suite, provider, pass_, device, dtype, timer = (row[name] for name in names)
+        case = cls(suite, provider, pass_, device, dtype, timer, workload, settings)
+        unmeasured = {name: value for name, value in settings.items() if name != "backend"}
+        for found in (case, replace(case, settings=unmeasured)):
+            if found.case_id == row["case_id"]:
+                return found
+        return None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Case:

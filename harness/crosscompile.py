@@ -19,7 +19,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -78,9 +77,8 @@ INSTRUCTIONS = {
 _COUNTED = {kind: re.compile(rf"(?<![\w.$%]){begin}") for kind, begin in INSTRUCTIONS.items()}
 _PRODUCT = re.compile(r"tt\.dot\b[^\n]*: tensor<(\d+)x(\d+)x\w+>\s*\*\s*tensor<\d+x(\d+)x\w+>")
 _USED = re.compile(r"Used (\d+) registers")
-_SPILLED = re.compile(
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-)
+_REASON = 500  # characters of a compiler's message that are kept
+_SPILLED = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,14 @@ class Launch:
     Attributes:
         kernel: the triton.JITFunction.
         signature: type of every argument; "constexpr" for those compiled in.
-        constants: values compiled in, by name.
-        attributes: alignment of arguments, as Triton's compiler takes it.
+        constants: values compiled in, by their path in the arguments.
+        attributes: alignment of arguments by path, as Triton's compiler takes it.
         options: num_warps, num_stages and others of the launch.
     """
 
     kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, Any]
 
@@ -107,16 +105,20 @@ class Launch:
         return f"{self.kernel.__module__}.{self.kernel.__name__}"
 
     @property
+    def named_constants(self) -> dict[str, Any]:
+        """Values compiled in, by argument; members of a tuple argument as ``name.0``."""
+        names = list(self.signature)
+        return {
+            ".".join([names[path[0]], *map(str, path[1:])]): value
+            for path, value in self.constants.items()
+        }
+
+    @property
     def identity(self) -> str:
-        """A stable hash of all that decides what is built, but for sources and versions."""
-        parts = [
-            self.name,
-            sorted(self.signature.items()),
-            sorted((k, repr(v)) for k, v in self.constants.items()),
-            sorted((k, repr(v)) for k, v in self.attributes.items()),
-            sorted((k, repr(v)) for k, v in self.options.items()),
-        ]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        """A stable hash of all that decides what is built, except sources and versions."""
+        parts = (self.signature, self.constants, self.attributes, self.options)
+        ordered = [sorted((k, repr(v)) for k, v in part.items()) for part in parts]
+        return hashlib.sha256(repr([self.name, *ordered]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,11 @@ class Build:
         constants: values compiled in, by name; ``signature``: types of the other arguments.
         warps, stages: of the launch; 0 where the launch left them to Triton.
         error: why there is no binary, in one line; numbers are 0 then. Empty where there is one.
-        shared_bytes: shared memory of a block; tensor_memory_columns: on sm_100 and later.
+        shared_bytes: shared memory of a block.
+        tensor_memory_columns: of a block, on sm_100 and later.
         products: shapes (M, N, K) of the matrix products in the source, each one once.
         instructions: PTX instructions by kind (``INSTRUCTIONS``).
-        seconds: time of the build; the one number that does not repeat.
+        seconds: time of the build, the one number that does not repeat.
     """
 
     identity: str
@@ -163,27 +166,26 @@ class Build:
 
     def __str__(self) -> str:
         sizes = " ".join(f"{k}={v}" for k, v in self.constants.items())
-        return f"{self.module}.{self.kernel} {self.target} {sizes} warps={self.warps}"
+        return f"{self.module}.{self.kernel} on {self.target}: {sizes} num_warps={self.warps}"
 
 
 @contextlib.contextmanager
 def captured_launches() -> Iterator[list[Launch]]:
     """Note the distinct launches of Triton kernels in this context; none of them runs.
 
-    What kernels would have written stays as it was, so code under capture must not branch on it.
-    Raises RuntimeError where Triton was imported for its interpreter.
+    What kernels would have written stays as it was, so the code that launches must not branch on
+    it. Raises RuntimeError where Triton was imported for its interpreter.
     """
+    from triton import knobs
     from triton.runtime.jit import JITFunction
 
-    if _interpreting():
-        raise RuntimeError(
-            "TRITON_INTERPRET=1 made Triton interpret kernels: capture in a process without it"
-        )
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET=1: capture launches in a process without it")
     launches: list[Launch] = []
     seen: set[str] = set()
 
-    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        launch = _specialised(kernel, args, options)
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        launch = _specialised(kernel, args, named)
         if launch.identity not in seen:
             seen.add(launch.identity)
             launches.append(launch)
@@ -196,8 +198,21 @@ def captured_launches() -> Iterator[list[Launch]]:
         JITFunction.run = run
 
 
+def _specialised(kernel: Any, args: Sequence[Any], named: dict[str, Any]) -> Launch:
+    """A launch as Triton would specialise it; that does not depend on the architecture."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, kinds, options = bind(*args, **named)
+    _, signature, constants, attributes = kernel._pack_args(backend, named, bound, kinds, options)
+    return Launch(kernel, signature, constants, attributes, options)
+
+
 def compile_launch(launch: Launch, target: Target) -> Build:
-    """Build a launch for a target with Triton's compiler, in no cache.
+    """Build a launch for a target with Triton's compiler, past its cache.
 
     Raises FileNotFoundError where Triton came without NVIDIA's assembler.
     """
@@ -206,32 +221,31 @@ def compile_launch(launch: Launch, target: Target) -> Build:
     from triton.compiler import ASTSource
 
     _require_assembler(target)
-    source = ASTSource(
-        launch.kernel, launch.signature, launch.constants_by_path, launch.attributes
-    )
-    known = {
+    constants = launch.named_constants
+    known: dict[str, Any] = {
         "identity": launch.identity,
         "module": launch.kernel.__module__,
         "kernel": launch.kernel.__name__,
         "target": target.name,
-        "constants": launch.constants,
-        "signature": {k: v for k, v in launch.signature.items() if v != "constexpr"},
+        "constants": constants,
+        "signature": {k: str(v) for k, v in launch.signature.items() if k not in constants},
         "warps": launch.options.get("num_warps", 0),
         "stages": launch.options.get("num_stages", 0),
         "triton_version": triton.__version__,
     }
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    gpu = GPUTarget("cuda", target.capability, 32)
     begin = time.perf_counter()
     try:
-        with _fresh_compilation() as log:
-            gpu = GPUTarget("cuda", target.capability, 32)
+        with _past_the_cache() as log:
             built = triton.compile(source, target=gpu, options=launch.options)
-    except Exception as error:
+    except Exception as error:  # the compiler raises whatever its passes raise
         cause = error.__cause__ or error
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-        return Build(**known, error=reason[-500:], seconds=time.perf_counter() - begin)
+        return Build(**known, error=reason[:_REASON], seconds=time.perf_counter() - begin)
     used, spilled = _USED.search(log.getvalue()), _SPILLED.search(log.getvalue())
     if used is None or spilled is None:
-        raise RuntimeError(f"{launch.name}: no registers and spills in the log of ptxas")
+        raise RuntimeError(f"{launch.name}: ptxas reported neither registers nor spills")
     stack, stores, loads = map(int, spilled.groups())
     return Build(
         **known,
@@ -245,3 +259,90 @@ def compile_launch(launch: Launch, target: Target) -> Build:
         instructions=count_instructions(built.asm["ptx"]),
         seconds=time.perf_counter() - begin,
     )
+
+
+def count_instructions(ptx: str) -> dict[str, int]:
+    """Instructions of PTX by kind (``INSTRUCTIONS``), comments left out."""
+    code = re.sub(r"//[^\n]*", "", ptx)
+    return {kind: len(pattern.findall(code)) for kind, pattern in _COUNTED.items()}
+
+
+def _products(ttir: str) -> tuple[tuple[int, int, int], ...]:
+    """(M, N, K) of every kind of matrix product in Triton's first intermediate form."""
+    found = {(int(m), int(n), int(k)) for m, k, n in _PRODUCT.findall(ttir)}
+    return tuple(sorted(found))
+
+
+@contextlib.contextmanager
+def _past_the_cache() -> Iterator[io.StringIO]:
+    """Compile anew, in a folder that vanishes; gives what ptxas prints with -v."""
+    from triton import knobs
+
+    log = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crosscompile-"))
+        for scope in (knobs.cache, knobs.compilation, knobs.nvidia):
+            stack.enter_context(scope.scope())
+        knobs.cache.dir = folder
+        knobs.compilation.always_compile = True
+        knobs.nvidia.dump_ptxas_log = True
+        stack.enter_context(contextlib.redirect_stdout(log))
+        yield log
+
+
+def _require_assembler(target: Target) -> None:
+    from triton import knobs
+
+    name = "ptxas-blackwell" if target.capability >= 100 else "ptxas"
+    try:
+        knobs.nvidia.ptxas_blackwell if target.capability >= 100 else knobs.nvidia.ptxas
+    except RuntimeError:
+        raise FileNotFoundError(
+            f"{name}: Triton's package has none that runs here, so nothing can be compiled for "
+            f"{target.name}; install triton's wheel for Linux on x86"
+        ) from None
+
+
+def compile_everywhere(
+    source: str, targets: Sequence[Target], processes: int | None = None
+) -> Iterator[Build]:
+    """Build all launches that a function returns, for every target, in processes of their own.
+
+    Args:
+        source: "package.module:function", which takes a ``Target`` and returns launches; it is
+            called in every process, and must return the same each time.
+        processes: as many as there are processor cores if None.
+
+    Yields:
+        Builds in the order of targets and launches.
+    """
+    options = {"mp_context": get_context("spawn"), "initializer": _uninterpreted}
+    with ProcessPoolExecutor(processes or os.cpu_count(), **options) as pool:
+        counts = pool.map(_count, [source] * len(targets), targets)
+        tasks = [
+            (source, target, i)
+            for target, count in zip(targets, counts, strict=True)
+            for i in range(count)
+        ]
+        yield from pool.map(_compiled, *zip(*tasks, strict=True)) if tasks else ()
+
+
+def _uninterpreted() -> None:
+    """Before a process imports Triton: kernels are to be compiled, one core each."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@lru_cache(maxsize=8)
+def _launches(source: str, target: Target) -> list[Launch]:
+    module, _, name = source.partition(":")
+    launches: list[Launch] = getattr(importlib.import_module(module), name)(target)
+    return launches
+
+
+def _count(source: str, target: Target) -> int:
+    return len(_launches(source, target))
+
+
+def _compiled(source: str, target: Target, index: int) -> Build:
+    return compile_launch(_launches(source, target)[index], target)

@@ -75,6 +75,15 @@ class NvmlDevice:
 
         return _read(read)
 
+    def busy_processes(self, since_s: float) -> int | None:
+        """Processes that ran on the GPU's multiprocessors after ``since_s`` (Unix time)."""
+
+        def read(nvml: Any) -> int:
+            samples = nvml.nvmlDeviceGetProcessUtilization(self.handle, int(since_s * 1e6))
+            return len({sample.pid for sample in samples if sample.smUtil > 0})
+
+        return _read(read)
+
     def clock_event_bits(self) -> int | None:
         """Bits of the reasons why clocks are below their maximum (THROTTLE_BITS, OTHER_BITS)."""
 

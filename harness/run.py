@@ -193,13 +193,7 @@ class _Run:
         machine = self._supervisor.machine(case.device)  # starts the first worker
         predicted_s = self._predictor.case_seconds(case)
         began = time.monotonic()
-        identity = {
-            **case.columns(),
-            "provider_version": self._options.version_of(case),
-            "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "load_average": load_average(),
-            "command": self._options.command_for(case) if self._options.command_for else None,
-        }
+        identity = identity_columns(case, self._options)
         reason = self._over_budget(predicted_s)
         if reason:
             columns = {**machine, "status": Status.SKIPPED, "reason": reason}
@@ -208,7 +202,7 @@ class _Run:
             left_s = self._seconds_left(index)
             self._on_event(CaseStarted(case, index, len(self._todo), predicted_s, left_s))
             columns = self._measure(case)
-        row = self._writer.append({**identity, **_without_identity(columns)})
+        row = self._writer.append({**identity, **without_identity(columns)})
         wall_s = time.monotonic() - began
         self._predictor.observe(case, row, None if reason else wall_s)
         status = row["status"]
@@ -261,6 +255,17 @@ def _is_current(row: Mapping[str, Any], version: str | None) -> bool:
     return version is None or (row["provider_version"] or "").startswith(version)
 
 
-def _without_identity(columns: dict[str, Any]) -> dict[str, Any]:
+def identity_columns(case: Case, options: RunOptions) -> dict[str, Any]:
+    """Columns of a row that begins now: what the case decides, when, and how to repeat it."""
+    return {
+        **case.columns(),
+        "provider_version": options.version_of(case),
+        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "load_average": load_average(),
+        "command": options.command_for(case) if options.command_for else None,
+    }
+
+
+def without_identity(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Columns of the worker, less those that the case decides: facts must not move a row."""
     return {name: value for name, value in columns.items() if name not in _IDENTITY}

@@ -274,6 +274,16 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column("samples_sm_clock_mhz", "floats", "SM clock nearest to each sample.", "MHz"),
         Column("samples_power_w", "floats", "Board power nearest to each sample.", "W"),
         Column("load_average", "float", "The host's one-minute load average when the case began."),
+        Column(
+            "other_cpu_share",
+            "float",
+            "Share of the host's CPUs that other processes kept busy meanwhile.",
+        ),
+        Column(
+            "other_gpu_processes",
+            "int",
+            "Other processes that ran on the GPU meanwhile; null where NVML does not tell.",
+        ),
     ),
     "provenance": (
         Column("gpu_name", "string", "GPU model as the driver names it; null on a CPU."),

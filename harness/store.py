@@ -97,11 +97,19 @@ class RunWriter:
 
     @classmethod
     def create(
-        cls, root: str | os.PathLike[str], command: str, *, quick: bool = False
+        cls,
+        root: str | os.PathLike[str],
+        command: str,
+        *,
+        quick: bool = False,
+        run_id: str | None = None,
     ) -> RunWriter:
-        """Start a run in a new folder under ``root``, made where needed. Raises OutputError."""
+        """Start a run in a new folder under ``root``, made where needed. Raises OutputError.
+
+        ``run_id`` names the folder; without it the run gets the name of its moment.
+        """
         now = datetime.now(UTC)
-        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        run_id = run_id or new_run_id(now)
         folder = check_output_root(root) / run_id
         try:
             folder.mkdir(parents=True)
@@ -222,6 +230,11 @@ class RunWriter:
         self.close()
 
 
+def new_run_id(now: datetime | None = None) -> str:
+    """A name for a run: when it began (``now``), and chance against two in one second."""
+    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
 def read_runs(
     paths: Iterable[str | os.PathLike[str]],
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -232,6 +245,12 @@ def read_runs(
     are named in the second value and skipped; of a journal with a torn last line the other rows are
     kept. The frame is that of ``frame_of``: all columns of the schema, possibly no rows.
     """
+    rows, problems = read_rows(paths)
+    return frame_of(rows), problems
+
+
+def read_rows(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Row], list[str]]:
+    """What ``read_runs`` reads, as plain rows."""
     rows: list[Row] = []
     problems: list[str] = []
     seen: set[Path] = set()
@@ -251,7 +270,7 @@ def read_runs(
                 continue
             rows += found
             problems += complaints
-    return frame_of(_latest(rows)), problems
+    return _latest(rows), problems
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -58,7 +58,7 @@ class WorkerTooSlow(Exception):
 class WorkerProcess:
     """One worker: its process (leader of a session of its own), its two pipes and its log."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, environment: Mapping[str, str] | None = None) -> None:
         self.device = device
         self.stage = ""
         self.machine: dict[str, Any] = {}
@@ -78,6 +78,7 @@ class WorkerProcess:
                 stderr=self._log,
                 pass_fds=(request_read, reply_write),
                 start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )
         except BaseException:
             for descriptor in (self._requests, self._replies):
@@ -211,6 +212,7 @@ class Supervisor:
         stages: bool = False,
         isolate: bool = False,
         distrust: Callable[[Case], bool] = lambda case: False,
+        environment: Mapping[str, str] | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> None:
         self.ceilings: dict[str, dict[str, list[float]]] = {}
@@ -222,6 +224,7 @@ class Supervisor:
         }
         self._isolate = isolate
         self._distrust = distrust
+        self._environment = environment
         self._on_stage = on_stage
         self._worker: WorkerProcess | None = None
         self._machines: dict[str, dict[str, Any]] = {}
@@ -301,7 +304,7 @@ class Supervisor:
 
     def _start(self, device: str) -> None:
         for attempt in range(_START_ATTEMPTS):
-            worker = WorkerProcess(device)
+            worker = WorkerProcess(device, self._environment)
             self._worker = worker  # before waiting: Ctrl-C must find it
             try:
                 worker.wait_ready()

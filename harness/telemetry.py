@@ -15,6 +15,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
+from dynbench.harness.cpuload import CpuLoad
 from dynbench.harness.machine import cpu_mhz
 from dynbench.harness.nvml import NvmlDevice, event_reasons, is_throttled, open_device
 
@@ -41,11 +42,17 @@ class Telemetry:
         self._nvml = _open_gpu() if device == "cuda" else None
         self._device = device
         self._interval_s = interval_s
+        self._load = CpuLoad()
+        self._began_s = time.time()
+        self._other_cpu_share: float | None = None
+        self._other_gpu_processes: int | None = None
         self._readings: list[Reading] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Telemetry:
+        self._load = CpuLoad()
+        self._began_s = time.time()
         self._readings.append(self._look())
         if self._nvml is not None:
             self._thread = threading.Thread(target=self._poll, name="telemetry", daemon=True)
@@ -62,11 +69,16 @@ class Telemetry:
         if self._thread is not None:
             self._thread.join()
         self._readings.append(self._look())
+        self._other_cpu_share = self._load.others_share()
+        busy = self._nvml.busy_processes(self._began_s) if self._nvml else None
+        # one of them is this one, whose id a container may have changed
+        self._other_gpu_processes = busy - 1 if busy else None
 
     def columns(self, starts_s: list[float], durations_s: list[float]) -> dict[str, Any]:
         """The telemetry columns for samples that began then and took so long.
 
-        Starts are on the host's monotonic clock. Readings from before and after are left out.
+        Starts are on the host's monotonic clock. Readings from before and after are left out. To
+        be called after leaving: what other processes did is known only then.
         """
         margin_s = 2 * self._interval_s
         end_s = starts_s[-1] + durations_s[-1]
@@ -75,7 +87,11 @@ class Telemetry:
             for reading in self._readings
             if starts_s[0] - margin_s <= reading.at_s <= end_s + margin_s
         ]
-        return telemetry_columns(window or self._readings, starts_s, durations_s)
+        return {
+            **telemetry_columns(window or self._readings, starts_s, durations_s),
+            "other_cpu_share": self._other_cpu_share,
+            "other_gpu_processes": self._other_gpu_processes,
+        }
 
     def memory_used_bytes(self) -> int | None:
         """Memory in use on the whole GPU now; None on a CPU."""

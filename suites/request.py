@@ -6,16 +6,19 @@ shapes, devices and settings.
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
+from dynbench.harness import sweep
 from dynbench.harness.case import Case
-from dynbench.harness.sweep import format_length, parse_ints
+from dynbench.harness.sweep import format_length, parse_floats, parse_ints
 from dynbench.suites.catalog import DEVICES
-from dynbench.suites.plan import Tile
+from dynbench.suites.plan import WINDOW, PlanOptions, Tile
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
@@ -101,6 +104,88 @@ def choose_shapes(
     heads = base.q_heads if q_heads is None else q_heads
     groups = heads if kv_heads is None else kv_heads
     return (Shape("", heads, groups, base.head_dim if head_dim is None else head_dim),)
+
+
+def wanted(
+    *,
+    seq: str = "8k..128k",
+    suite: str = "attention",
+    providers: str | None = None,
+    passes: str | None = None,
+    sparsity: str | None = None,
+    inputs: str | None = None,
+    seed: int = 0,
+    shape: str | None = None,
+    q_heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    model_dim: int | None = None,
+    batch: int | None = None,
+    top_n: int | None = None,
+    window: int = WINDOW,
+    query_tile: str | None = None,
+    private_blocks: str | None = None,
+    branches: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    provider_files: Sequence[Path] = (),
+) -> PlanOptions:
+    """The request that options of ``dynbench run`` make, each as its text or number.
+
+    Raises UsageError or SweepError for one that cannot be read, naming it.
+    """
+    seq_lens = tuple(sweep.parse_lengths(seq))
+    shares = parse_floats(sparsity, 0, 1, name="--sparsity") if sparsity is not None else ()
+    chosen = choose_device(device)
+    return PlanOptions(
+        seq_lens=seq_lens,
+        device=chosen,
+        suite=suite,
+        providers=parse_names(providers, "--providers"),
+        passes=parse_names(passes, "--pass"),
+        shapes=choose_shapes(shape, q_heads, kv_heads, head_dim, chosen),
+        dtype=dtype,
+        batch=batch,
+        model_dim=model_dim,
+        top_n=top_n,
+        window=window,
+        query_tiles=parse_tiles(query_tile),
+        private_blocks=parse_numbers(private_blocks, "--private-blocks"),
+        branches=parse_names(branches, "--branches"),
+        sparsities=tuple(shares),
+        inputs=inputs,
+        seed=seed,
+        provider_files=tuple(provider_files),
+    )
+
+
+def wanted_by(values: Mapping[str, object]) -> PlanOptions:
+    """The request that a table of a TOML file makes: options of ``dynbench run`` and their values.
+
+    Raises UsageError for an option that says nothing about what is measured, and as ``wanted``.
+    """
+    kinds = {
+        name: str(parameter.annotation).removesuffix(" | None")
+        for name, parameter in inspect.signature(wanted).parameters.items()
+        if name != "provider_files"
+    }
+    options: dict[str, Any] = {}
+    for key, value in values.items():
+        option = key.replace("-", "_")
+        name = "passes" if option == "pass" else option
+        if name not in kinds or option == "passes":
+            known = sorted("pass" if kind == "passes" else kind for kind in kinds)
+            raise UsageError(f"[run]: {unknown('key', key, known)}")
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list, bool)) for item in items):
+            raise UsageError(f"[run]: {key} = {value!r}: must be a value or a list of values")
+        if kinds[name] == "str":
+            options[name] = ",".join(map(str, items))
+        elif isinstance(value, int):
+            options[name] = value
+        else:
+            raise UsageError(f"[run]: {key} = {value!r}: must be a whole number")
+    return wanted(**options)
 
 
 def describe(cases: Sequence[Case]) -> str:

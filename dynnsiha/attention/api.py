@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,10 +13,19 @@ from .checks import check_operands, check_summaries, checked_lists
 from .config import NSAConfig
 from .outputs import BlockIndices, NSAAux
 from .packed import bounds_of, joined, split
+from .per_head import query_heads_apart
 from .reference import reference
 from .served import refusal
 
-_SEQUENCE_BY_SEQUENCE = {"reference": reference, "blockwise": blockwise}
+
+def _flex(*operands: Any, **options: Any) -> tuple[Tensor, NSAAux]:
+    """FlexAttention, imported where it runs; as ``flex``."""
+    from .flex import flex
+
+    return flex(*operands, **options)
+
+
+_SEQUENCE_BY_SEQUENCE = {"reference": reference, "blockwise": blockwise, "flex": _flex}
 BACKENDS = (*_SEQUENCE_BY_SEQUENCE, "triton")
 
 
@@ -77,16 +86,17 @@ def native_sparse_attention(
 
     Args:
         q: [B, T, H, D].
-        k, v: [B, T, K, D], K dividing H; H / K query heads share a block list.
+        k, v: [B, T, K, D], K dividing H; H / K query heads share a block list, unless
+            ``config.per_head_lists``.
         gates: [B, T, H, 3] in (0, 1): compressed, selected, sliding.
         config: what a query attends to; ``NSAConfig()`` if None.
-        backend: "reference", "blockwise", "triton" (NVIDIA GPUs, 16-bit dtypes) or "auto": Triton
-            on a GPU, with a warning and "blockwise" where Triton's kernels don't serve the input;
-            "blockwise" elsewhere.
+        backend: "reference", "blockwise", "flex" (torch's FlexAttention; no backward pass on a
+            CPU), "triton" (NVIDIA GPUs, 16-bit dtypes) or "auto": Triton on a GPU, with a warning
+            and "blockwise" where Triton's kernels don't serve the input; "blockwise" elsewhere.
         block_indices: lists to use instead of choosing them: int32 [B, T, K, n], -1 empty; for
             query_tile > 1 a pair of shared [B, ceil(T / query_tile), K, s] (forced blocks
             included) and private [B, T, K, m] lists; of packed sequences, the tiles of each one
-            after the other's.
+            after the other's. H stands in place of K with ``config.per_head_lists``.
         cu_seqlens: int [S + 1], boundaries of sequences packed into one batch row of length T;
             blocks, tiles and lists count from each sequence's own start.
         k_cmp, v_cmp: summaries [B, n, K, D] made by a compression network, instead of block means;
@@ -117,9 +127,7 @@ def native_sparse_attention(
     # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
     with torch.autocast(q.device.type, enabled=False):
         if _chosen(backend, q, k, config, scale) == "triton":
-            from .triton import triton_kernels
-
-            out, aux = triton_kernels(
+            out, aux = _on_triton(
                 *operands,
                 config,
                 bounds=bounds,
@@ -142,6 +150,16 @@ def native_sparse_attention(
                 results.append(result)
             out, aux = results[0] if bounds is None else joined(results)
     return (out, aux) if return_aux else out
+
+
+def _on_triton(*operands: Any, **options: Any) -> tuple[Tensor, NSAAux]:
+    """The kernels, imported where they run; (q, k, v, gates, config) and their options."""
+    from .triton import triton_kernels
+
+    config: NSAConfig = operands[-1]
+    if config.per_head_lists:
+        return query_heads_apart(triton_kernels, *operands, **options)
+    return triton_kernels(*operands, **options)
 
 
 def check_backend(name: str) -> None:

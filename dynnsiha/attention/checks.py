@@ -67,7 +67,8 @@ def checked_lists(
     block_indices: BlockIndices, q: Tensor, k: Tensor, config: NSAConfig
 ) -> BlockIndices:
     """The given lists as int32, after checks of shape, range and duplicates."""
-    batch, seq_len, kv_heads = q.shape[0], q.shape[1], k.shape[2]
+    batch, seq_len = q.shape[:2]
+    list_heads = config.list_heads(q.shape[2], k.shape[2])
     tile = config.query_tile
     assert isinstance(tile, int)
     pair = isinstance(block_indices, (tuple, list)) and len(block_indices) == 2
@@ -79,7 +80,7 @@ def checked_lists(
         raise ValueError("block_indices: has no slots; give at least one, -1 where it is empty")
     per_query = []
     for index, step in zip(lists, (tile, 1), strict=False):
-        expected = (batch, -(-seq_len // step), kv_heads)
+        expected = (batch, -(-seq_len // step), list_heads)
         if index.dim() != 4 or index.shape[:3] != expected:
             raise ValueError(
                 f"block_indices: has shape {list(index.shape)}; must be {[*expected, 'n']}"

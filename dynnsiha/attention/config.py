@@ -39,6 +39,11 @@ class NSAConfig:
             query_tile queries that end at it ("aggregate"). Both are causal.
         top_p: share of importance that is enough (DynNSA); None keeps all top_n blocks.
         min_blocks: fewest blocks per query under top_p.
+        per_head_lists: every query head has a list of its own, by its own importance, instead of
+            one list per K/V head; lists are then [B, T, H, n]. Costs NSA its speed on a GPU.
+        differentiable_topk: in the backward pass, the score by which a block was chosen weighs the
+            block's tokens (straight-through: the weight is 1 in the forward pass). Training then
+            moves the importance too. Forced and given blocks have no weight.
         branches: which of compressed, selected and sliding contribute.
 
     Raises:
@@ -57,6 +62,8 @@ class NSAConfig:
     tile_scoring: Literal["leader", "aggregate"] = "leader"
     top_p: float | None = None
     min_blocks: int = 1
+    per_head_lists: bool = False
+    differentiable_topk: bool = False
     branches: tuple[str, ...] = BRANCHES
 
     def __post_init__(self) -> None:
@@ -105,6 +112,8 @@ class NSAConfig:
             self.tile_scoring in ("leader", "aggregate"), "tile_scoring", "'leader' or 'aggregate'"
         )
         self._require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "None or in (0, 1]")
+        for name in ("per_head_lists", "differentiable_topk"):
+            self._require(isinstance(getattr(self, name), bool), name, "True or False")
         known = bool(self.branches) and set(self.branches) <= set(BRANCHES)
         self._require(known, "branches", f"a non-empty subset of {BRANCHES}")
 
@@ -131,11 +140,15 @@ class NSAConfig:
             raise ValueError(f"kv_heads={kv_heads}: must be a divisor of q_heads={q_heads}")
         if self.query_tile != "auto":
             return self
-        most = max(1, 64 // (q_heads // kv_heads))
+        most = max(1, 64 // (q_heads // self.list_heads(q_heads, kv_heads)))
         tile = max(
             r for r in range(1, self.block_size + 1) if self.block_size % r == 0 and r <= most
         )
         return replace(self, query_tile=tile)
+
+    def list_heads(self, q_heads: int, kv_heads: int) -> int:
+        """Block lists of a token: one per K/V head, or one per query head."""
+        return q_heads if self.per_head_lists else kv_heads
 
     @property
     def lists(self) -> Literal["exact", "hybrid", "shared"]:

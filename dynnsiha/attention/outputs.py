@@ -8,7 +8,8 @@ from torch import Tensor
 
 BlockIndices = Tensor | tuple[Tensor, Tensor]
 """Exact lists: int32 [B, T, K, n]. Hybrid lists: the shared ones [B, ceil(T / R), K, s], which
-begin with the forced blocks, and the private ones [B, T, K, m]. -1 is an empty slot."""
+begin with the forced blocks, and the private ones [B, T, K, m]. -1 is an empty slot. With
+``per_head_lists`` H stands in place of K."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class NSAAux:
 
     Attributes:
         block_indices: the lists that were used; they can be given back as ``block_indices``.
-        block_counts: int32 [B, T, K], blocks per query; 0 where the selected branch is off.
+        block_counts: int32 [B, T, K] (or H), blocks per query; 0 where the selected branch is off.
         lse: float [B, T, H], natural log of the sum of exponentials of the scaled logits in the
             selected branch; -inf where a query has no blocks, or the branch is off.
         backend: the backend that ran.

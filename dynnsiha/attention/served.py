@@ -28,7 +28,7 @@ def interpreted() -> bool:
 
 def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exception | None:
     """Why the Triton backend does not take a call, as the error to raise; None if it does."""
-    group = q.shape[2] // k.shape[2]
+    group = q.shape[2] // config.list_heads(q.shape[2], k.shape[2])
     device = _device_problem(q.device)
     if device:
         return ValueError(f"q: is on {q.device}; {device}")
@@ -61,6 +61,9 @@ def _setting_problem(config: NSAConfig, scale: float | None) -> Exception | None
         ),
         f"tile_scoring={config.tile_scoring!r}: the Triton kernels take 'leader'": (
             config.tile_scoring != "leader"
+        ),
+        "differentiable_topk=True: the Triton kernels don't train the choice of blocks": (
+            config.differentiable_topk and torch.is_grad_enabled()
         ),
         f"scale={scale}: the Triton kernels take positive ones": scale is not None and scale <= 0,
     }

@@ -27,6 +27,37 @@ def mean_summaries(x: Tensor, compress_block: int, compress_stride: int) -> Tens
     return (total / compress_block).to(x.dtype)
 
 
+def block_scores(
+    per_window: Tensor, block_size: int, compress_block: int, compress_stride: int
+) -> Tensor:
+    """Windows' scores [..., n], n >= 1, on selection blocks [..., blocks] (NSA, equation 9).
+
+    The product with ``window_block_weights`` for as many blocks as the windows reach, by sums of
+    slices; the scores themselves, not a copy, where windows and blocks are the same.
+    """
+    per_block, strides = block_size // compress_stride, compress_block // compress_stride
+    if per_block == strides == 1:
+        return per_window
+    # A stride is covered by the windows that begin 0 ... strides - 1 strides before it.
+    n = per_window.shape[-1]
+    blocks = -(-(n + strides - 1) // per_block)
+    padded = torch.nn.functional.pad(per_window, (strides - 1, blocks * per_block - n))
+    shifted = [padded[..., i : i + blocks * per_block] for i in range(strides)]
+    return sum(shifted[1:], shifted[0]).unflatten(-1, (blocks, per_block)).sum(-1)
+
+
+def window_scores(
+    per_block: Tensor, windows: int, block_size: int, compress_block: int, compress_stride: int
+) -> Tensor:
+    """The transpose of ``block_scores``: [..., blocks] -> [..., windows]."""
+    strides = per_block.repeat_interleave(block_size // compress_stride, -1)
+    count = compress_block // compress_stride
+    missing = max(0, windows + count - 1 - strides.shape[-1])
+    strides = torch.nn.functional.pad(strides, (0, missing))
+    shifted = [strides[..., i : i + windows] for i in range(count)]
+    return sum(shifted[1:], shifted[0])
+
+
 def window_block_weights(
     windows: int, blocks: int, block_size: int, compress_block: int, compress_stride: int
 ) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dynnsiha.embedding.checks import can_read_values, require_rows
+
 PositionKind = Literal["learned", "sinusoidal", "none"]
 
 
@@ -15,7 +17,8 @@ class HierarchicalEmbedding(nn.Module):
     """x = char_embed[c] + word_embed[w] + pos_embed[t], once, at the input.
 
     x has unit variance at initialisation, each part an equal share: what the calibration of
-    `SparseBayesianLinear` assumes.
+    `SparseBayesianLinear` assumes. Where a token is a patch of an image or of sound, the patch's
+    vector from `PatchEmbedding` stands in place of the character's row.
 
     Args:
         d_model: width of x.
@@ -70,21 +73,36 @@ class HierarchicalEmbedding(nn.Module):
                 nn.init.normal_(table.weight, std=self._parts**-0.5)
 
     def forward(
-        self, char_ids: Tensor, word_ids: Tensor, positions: Tensor | None = None
+        self,
+        char_ids: Tensor,
+        word_ids: Tensor,
+        positions: Tensor | None = None,
+        *,
+        patches: Tensor | None = None,
+        is_patch: Tensor | None = None,
     ) -> Tensor:
         """char_ids, word_ids [B, T], positions [T] or [B, T] (0 ... T - 1 when None) → [B, T, d].
 
+        ``is_patch`` [B, T] marks the tokens that are patches, and ``patches`` [..., d], of unit
+        variance, holds their vectors in reading order, sequence by sequence. Their character ids
+        are not looked at, but must be ids; their word ids and positions count as every other's.
+
         Raises:
-            ValueError: the ids' shapes differ, or (on a CPU) an id or position has no row.
+            ValueError: the shapes differ, one of patches and is_patch is missing, or (on a CPU) an
+                id or position has no row or the number of patches is not that of marked tokens.
         """
         if char_ids.shape != word_ids.shape:
             raise ValueError(
                 f"word_ids has shape {tuple(word_ids.shape)}: must be that of char_ids,"
                 f" {tuple(char_ids.shape)}, one word id for each character"
             )
-        _require_rows(self.char_embed, char_ids, "char_ids", "raise char_vocab")
-        _require_rows(self.word_embed, word_ids, "word_ids", "word_vocab is WordSegmenter.num_ids")
-        x = self.char_embed(char_ids) + self.word_embed(word_ids)
+        require_rows(self.char_embed.num_embeddings, char_ids, "char_ids", "raise char_vocab")
+        fix = "word_vocab is WordSegmenter.num_ids"
+        require_rows(self.word_embed.num_embeddings, word_ids, "word_ids", fix)
+        local = self.char_embed(char_ids)
+        if patches is not None or is_patch is not None:
+            local = _with_patches(local, patches, is_patch, self._parts**-0.5)
+        x = local + self.word_embed(word_ids)
         if self.positions == "none":
             return x
         if positions is None:
@@ -93,20 +111,29 @@ class HierarchicalEmbedding(nn.Module):
             # Sines have a mean square of one half.
             return x + sinusoidal_positions(positions, self.d_model).to(x.dtype) * math.sqrt(2 / 3)
         fix = "raise max_positions, or use positions='sinusoidal' or 'none'"
-        _require_rows(self.pos_embed, positions, "positions", fix)
+        require_rows(self.pos_embed.num_embeddings, positions, "positions", fix)
         return x + self.pos_embed(positions)
 
 
-def _require_rows(table: nn.Embedding, ids: Tensor, name: str, fix: str) -> None:
-    # Reading values back would stall an accelerator, whose own lookup reports them anyway.
-    if ids.device.type != "cpu" or ids.numel() == 0:
-        return
-    lowest, highest = (int(end) for end in ids.aminmax())
-    if lowest < 0 or highest >= table.num_embeddings:
-        worst = lowest if lowest < 0 else highest
+def _with_patches(
+    rows: Tensor, patches: Tensor | None, is_patch: Tensor | None, scale: float
+) -> Tensor:
+    """Rows [B, T, d] with the marked ones replaced by patches, each times ``scale``."""
+    if patches is None or is_patch is None:
+        missing = "patches" if patches is None else "is_patch"
+        raise ValueError(f"{missing}=None: patches and is_patch come together")
+    if is_patch.shape != rows.shape[:-1]:
         raise ValueError(
-            f"{name} has {worst}: the table has {table.num_embeddings} rows, from 0; {fix}"
+            f"is_patch has shape {tuple(is_patch.shape)}: must be that of char_ids,"
+            f" {tuple(rows.shape[:-1])}"
         )
+    if patches.shape[-1] != rows.shape[-1]:
+        raise ValueError(f"patches are {patches.shape[-1]} wide: must be d_model={rows.shape[-1]}")
+    if can_read_values(is_patch):
+        marked, given = int(is_patch.sum()), patches.shape[:-1].numel()
+        if marked != given:
+            raise ValueError(f"patches: {given} given, is_patch marks {marked}; give one for each")
+    return rows.masked_scatter(is_patch[..., None], (patches * scale).to(rows.dtype))
 
 
 def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:

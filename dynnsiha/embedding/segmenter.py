@@ -84,9 +84,12 @@ class WordSegmenter:
 
         Raises:
             TypeError: ``texts`` is one string instead of several.
+            ValueError: ``max_words`` is below 0, or what the constructor refuses.
         """
         if isinstance(texts, str):
             raise TypeError("texts is one string: give a list of texts, such as [text]")
+        if max_words < 0:
+            raise ValueError(f"max_words={max_words}: must be at least 0")
         cut = cls(language=language)
         counts = Counter(word for text in texts for _, _, word in cut.spans(text))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))

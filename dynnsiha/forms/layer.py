@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynnsiha.attention.cache import KVCache
+from dynnsiha.attention.decode import cached_dense_attention
 from dynnsiha.synthesis.rotary import apply_rotary, rotary_tables
 from dynnsiha.synthesis.sbl import Init, Routing, SparseBayesianLinear
 
 if TYPE_CHECKING:
-    from dynnsiha.attention import NSAAux
+    from dynnsiha.attention import NSAAux, NSAConfig
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,17 @@ class AttentionCore(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, *, return_routing: bool = False
     ) -> tuple[Tensor, CoreRouting]:
-        """q [B, T, H, D], k, v [B, T, K, D], x [B, T, d_model] → o [B, T, H, D] and its routing."""
+        """q [B, T, H, D], k, v [B, T, K, D], x [B, T, d_model] → o [B, T, H, D] and its routing.
+
+        A core that can decode also takes ``cache``, a `KVCache` or None: the T tokens follow those
+        in it, and it takes them over.
+        """
         raise NotImplementedError
+
+    @property
+    def cache_config(self) -> NSAConfig | None:
+        """What a `KVCache` for this core must know; None for dense attention."""
+        raise NotImplementedError(f"{type(self).__name__}: cannot decode, it takes no cache")
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -115,7 +126,8 @@ class DenseCore(AttentionCore):
     """Dense causal attention over all past tokens, scale 1 / sqrt(D).
 
     Args:
-        attention: any function of (q, k, v) in the layout above; torch's own by default.
+        attention: any function of (q, k, v) in the layout above; torch's own by default. What
+            follows a cache is attended by torch's own in any case.
     """
 
     def __init__(self, attention: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None) -> None:
@@ -123,10 +135,27 @@ class DenseCore(AttentionCore):
         self.attention = causal_attention if attention is None else attention
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, *, return_routing: bool = False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        x: Tensor,
+        *,
+        cache: KVCache | None = None,
+        return_routing: bool = False,
     ) -> tuple[Tensor, CoreRouting]:
         """See `AttentionCore`; x is not used."""
+        if cache is None:
+            return self.attention(q, k, v), CoreRouting()
+        if any(cache.lengths):
+            return cached_dense_attention(q, k, v, cache), CoreRouting()
+        cache.append(k, v)
         return self.attention(q, k, v), CoreRouting()
+
+    @property
+    def cache_config(self) -> None:
+        """See `AttentionCore`."""
+        return None
 
 
 def linear_projections(d_model: int, layout: HeadLayout) -> tuple[nn.Module, nn.Module]:
@@ -154,7 +183,8 @@ class AttentionLayer(nn.Module):
         rotary_base: base of the rotary positions; None leaves q and k without positions.
 
     Raises:
-        ValueError: head_dim is odd where positions are rotary; x has not three dimensions.
+        ValueError: head_dim is odd where positions are rotary; x has not three dimensions, or does
+            not fit the cache.
     """
 
     def __init__(
@@ -188,16 +218,65 @@ class AttentionLayer(nn.Module):
         )
         return apply_rotary(q, *tables), apply_rotary(k, *tables)
 
+    def new_cache(
+        self,
+        batch: int,
+        max_len: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> KVCache:
+        """An empty `KVCache` for this layer: ``batch`` sequences of at most ``max_len`` tokens.
+
+        dtype and device are those of the layer's parameters unless given.
+        """
+        weight = next(self.parameters())
+        return KVCache(
+            batch,
+            max_len,
+            self.layout.q_heads,
+            self.layout.kv_heads,
+            self.layout.head_dim,
+            config=self.core.cache_config,
+            dtype=weight.dtype if dtype is None else dtype,
+            device=weight.device if device is None else device,
+        )
+
     def forward(
-        self, x: Tensor, positions: Tensor | None = None, *, return_routing: bool = False
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        return_routing: bool = False,
     ) -> Tensor | tuple[Tensor, LayerRouting]:
-        """x [B, T, d_model], positions [T] or [B, T] → y [B, T, d_model], and routing if wanted."""
+        """x [B, T, d_model], positions [T] or [B, T] → y [B, T, d_model], and routing if wanted.
+
+        With a ``cache`` from `new_cache`, x are the tokens after those in it, which they see; the
+        cache takes them over. The outputs of all calls are those of one call over all tokens.
+        Without ``positions`` they count on from what the cache holds. No gradient flows.
+        """
         if x.dim() != 3:
             raise ValueError(f"x: must be [batch, seq_len, d_model], got {list(x.shape)}")
+        if cache is not None:
+            if x.shape[0] != len(cache.lengths):
+                raise ValueError(
+                    f"x: has batch {x.shape[0]}, the cache {len(cache.lengths)}; make them equal"
+                )
+            cache.require_room(x.shape[1])
+            if positions is None:
+                positions = cache.positions(x.shape[1])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            return self._attend(x, positions, cache, return_routing)
+
+    def _attend(
+        self, x: Tensor, positions: Tensor | None, cache: KVCache | None, return_routing: bool
+    ) -> Tensor | tuple[Tensor, LayerRouting]:
         qkv, qkv_routing = _routed(self.qkv, x, return_routing)
         q, k, v = self.layout.split(qkv)
         q, k = self.rotate(q, k, positions)
-        o, core_routing = self.core(q, k, v, x, return_routing=return_routing)
+        decoding = {} if cache is None else {"cache": cache}
+        o, core_routing = self.core(q, k, v, x, return_routing=return_routing, **decoding)
         y, output_routing = _routed(self.output, o.flatten(-2), return_routing)
         if not return_routing:
             return y

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dynnsiha.attention import NSAConfig, native_sparse_attention
+from dynnsiha.attention import KVCache, NSAConfig, cached_attention, native_sparse_attention
 from dynnsiha.attention.api import check_backend
+from dynnsiha.attention.compression import CompressionFactory
 from dynnsiha.attention.config import BRANCHES
 from dynnsiha.forms.layer import (
     AttentionCore,
@@ -71,14 +72,16 @@ class BranchGates(nn.Module):
 
 
 class SparseCore(AttentionCore):
-    """Branch gates and the NSA core, with mean-pooled block summaries.
+    """Branch gates and the NSA core, with block summaries by means or by networks.
 
     Args:
         d_model: width of x, which the gates read.
         layout: heads and their width.
         config: what a query attends to.
-        backend: "auto", "reference" or "blockwise", see `native_sparse_attention`.
+        backend: see `native_sparse_attention`.
         gates: kind of gates, see `BranchGates`.
+        compression: makes the networks that summarise k and v, one each: a class such as
+            `GroupedMLPCompress`, or a ``functools.partial`` of it. None summarises by means.
     """
 
     def __init__(
@@ -89,25 +92,53 @@ class SparseCore(AttentionCore):
         *,
         backend: str = "auto",
         gates: GateKind = "sigmoid",
+        compression: CompressionFactory | None = None,
     ) -> None:
         super().__init__()
         check_backend(backend)
         self.config = config.resolved(layout.q_heads, layout.kv_heads)
         self.backend = backend
         self.gates = BranchGates(d_model, layout.q_heads, gates, self.config.branches)
+        self.compress_k: nn.Module | None = None
+        self.compress_v: nn.Module | None = None
+        if compression is not None:
+            sizes = (self.config.compress_block, self.config.compress_stride)
+            self.compress_k = compression(layout.kv_heads, layout.head_dim, *sizes)
+            self.compress_v = compression(layout.kv_heads, layout.head_dim, *sizes)
+
+    @property
+    def cache_config(self) -> NSAConfig:
+        """See `AttentionCore`."""
+        return self.config
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, *, return_routing: bool = False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        x: Tensor,
+        *,
+        cache: KVCache | None = None,
+        return_routing: bool = False,
     ) -> tuple[Tensor, CoreRouting]:
         """See `AttentionCore`."""
-        gates = self.gates(x)
-        if not return_routing:
-            o = native_sparse_attention(q, k, v, gates, self.config, backend=self.backend)
-            return o, CoreRouting()
-        o, aux = native_sparse_attention(
-            q, k, v, gates, self.config, backend=self.backend, return_aux=True
-        )
-        return o, CoreRouting(gates=gates, attention=aux)
+        gates, networks = self.gates(x), None
+        if self.compress_k is not None and self.compress_v is not None:
+            networks = self.compress_k, self.compress_v
+        if cache is not None:
+            o, aux = cached_attention(
+                q, k, v, gates, cache, backend=self.backend, summarise=networks
+            )
+        else:
+            summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
+            o, aux = native_sparse_attention(
+                *(q, k, v, gates, self.config),
+                backend=self.backend,
+                k_cmp=summaries[0],
+                v_cmp=summaries[1],
+                return_aux=True,
+            )
+        return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
 
 
 class NativeSparseAttention(AttentionLayer):
@@ -119,6 +150,7 @@ class NativeSparseAttention(AttentionLayer):
         config: what a query attends to; `NSAConfig.paper()` by default.
         backend: see `native_sparse_attention`.
         gates: "sigmoid" or "softmax".
+        compression: of k and v into summaries, see `SparseCore`; means by default.
         rotary_base: base of the rotary positions; None for none.
 
     Raises:
@@ -135,9 +167,12 @@ class NativeSparseAttention(AttentionLayer):
         backend: str = "auto",
         *,
         gates: GateKind = "sigmoid",
+        compression: CompressionFactory | None = None,
         rotary_base: float | None = 10_000.0,
     ) -> None:
         layout = HeadLayout.of(d_model, q_heads, kv_heads, head_dim)
         config = NSAConfig.paper() if config is None else config
-        core = SparseCore(d_model, layout, config, backend=backend, gates=gates)
+        core = SparseCore(
+            d_model, layout, config, backend=backend, gates=gates, compression=compression
+        )
         super().__init__(layout, linear_projections(d_model, layout), core, rotary_base=rotary_base)

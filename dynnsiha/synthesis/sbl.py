@@ -40,9 +40,10 @@ class SparseBayesianLinear(nn.Module):
         routing: "dot" scores as above; "cosine" scores c * cos(x, key), which ignores the length
             of x (c = sqrt(d_in) when calibrated); backward keeps a normalised copy of x and keys.
         bias: whether the value has a bias.
+        input_rms: root mean square of the inputs, which the calibrated dot score divides by.
 
     Raises:
-        ValueError: a width below 1, or an unknown init or routing.
+        ValueError: a width below 1, an input_rms not above 0, or an unknown init or routing.
     """
 
     score_scale: Tensor
@@ -55,6 +56,7 @@ class SparseBayesianLinear(nn.Module):
         init: Init = "calibrated",
         routing: Routing = "dot",
         bias: bool = True,
+        input_rms: float = 1.0,
     ) -> None:
         super().__init__()
         for name, width in (("d_in", d_in), ("d_out", d_out)):
@@ -64,7 +66,10 @@ class SparseBayesianLinear(nn.Module):
             raise ValueError(f"init={init!r}: must be 'calibrated' or 'notes'")
         if routing not in ("dot", "cosine"):
             raise ValueError(f"routing={routing!r}: must be 'dot' or 'cosine'")
+        if not input_rms > 0:
+            raise ValueError(f"input_rms={input_rms}: must be above 0")
         self.d_in, self.d_out, self.init, self.routing = d_in, d_out, init, routing
+        self.input_rms = input_rms
         self.mu = nn.Parameter(torch.empty(d_out, d_in))
         self.sigma_raw = nn.Parameter(torch.empty(d_out, d_in))
         self.gate = nn.Parameter(torch.empty(d_out))
@@ -85,11 +90,12 @@ class SparseBayesianLinear(nn.Module):
             self.score_scale.copy_(self._calibrated_scale())
 
     def _calibrated_scale(self) -> Tensor:
-        """1 / (score's standard deviation at c = 1), for independent inputs of unit variance."""
+        """1 / (score's standard deviation at c = 1), for independent inputs of ``input_rms``."""
         if self.routing == "cosine":
             # The mean of cos² over random x is 1 / d_in, whatever the keys are.
             return torch.full_like(self.score_scale, math.sqrt(self.d_in))
-        return self.keys().square().mean().rsqrt()  # Var(score_j) = Σ_i keys_ji² / d_in
+        # Var(score_j) = input_rms² Σ_i keys_ji² / d_in
+        return self.keys().square().mean().rsqrt() / self.input_rms
 
     def keys(self) -> Tensor:
         """What each neuron looks for: mu * softplus(sigma_raw), [d_out, d_in]."""

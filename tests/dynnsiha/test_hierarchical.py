@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from dynnsiha.embedding import HierarchicalEmbedding
 
@@ -119,6 +120,95 @@ def test_shapes_must_agree():
     chars, words = _ids()
     with pytest.raises(ValueError, match=r"word_ids has shape \(2, 9\)"):
         HierarchicalEmbedding(8, 20, 30)(chars, words[:, :9])
+
+
+def _marked(every: int = 3) -> torch.Tensor:
+    is_patch = torch.zeros(2, 10, dtype=torch.bool)
+    is_patch[0, ::every] = True
+    is_patch[1, 5:8] = True
+    return is_patch
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoidal"])
+def test_patches_stand_in_place_of_characters(positions):
+    embedding = HierarchicalEmbedding(8, 20, 30, positions=positions)
+    chars, words = _ids()
+    is_patch = _marked()
+    patches = torch.randn(7, 8)
+    x = embedding(chars, words, patches=patches, is_patch=is_patch)
+    plain = embedding(chars, words)
+    assert torch.equal(x[~is_patch], plain[~is_patch])
+    share = 2 if positions == "none" else 3
+    reading_order = [(b, t) for b in range(2) for t in range(10) if is_patch[b, t]]
+    for patch, (b, t) in zip(patches, reading_order, strict=True):
+        expected = plain[b, t] - embedding.char_embed.weight[chars[b, t]] + patch / share**0.5
+        torch.testing.assert_close(x[b, t], expected)
+    shaped = embedding(
+        chars[1:], words[1:], patches=patches[4:].view(1, 3, 8), is_patch=is_patch[1:]
+    )
+    assert torch.equal(shaped, x[1:])
+
+
+def test_patches_keep_unit_variance_and_learn():
+    torch.manual_seed(0)
+    embedding = HierarchicalEmbedding(64, 200, 200)
+    ids = torch.randint(0, 200, (4, 400)), torch.randint(0, 200, (4, 400))
+    is_patch = torch.rand(4, 400) < 0.5
+    patches = torch.randn(int(is_patch.sum()), 64, requires_grad=True)
+    x = embedding(*ids, patches=patches, is_patch=is_patch)
+    assert float(x[is_patch].detach().square().mean()) == pytest.approx(1.0, abs=0.05)
+    x.sum().backward()
+    torch.testing.assert_close(patches.grad, torch.full_like(patches, 3**-0.5))
+    counts = torch.bincount(ids[0][~is_patch], minlength=200).float()
+    torch.testing.assert_close(embedding.char_embed.weight.grad[:, 0], counts)
+
+
+def test_a_patch_reaches_no_other_token():
+    embedding = HierarchicalEmbedding(8, 20, 30)
+    chars, words = _ids()
+    is_patch = _marked()
+    patches = torch.randn(7, 8)
+    other = patches.clone()
+    other[2] += 1  # the third patch of the first text, at token 6
+    before, after = (
+        embedding(chars, words, patches=p, is_patch=is_patch) for p in (patches, other)
+    )
+    assert (before != after).any(dim=-1).nonzero().tolist() == [[0, 6]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patches": torch.zeros(7, 8)}, r"is_patch=None: patches and is_patch come together"),
+        ({"is_patch": _marked()}, r"patches=None: patches and is_patch come together"),
+        ({"patches": torch.zeros(6, 8), "is_patch": _marked()}, r"patches: 6 given, .* marks 7"),
+        ({"patches": torch.zeros(8, 8), "is_patch": _marked()}, r"patches: 8 given, .* marks 7"),
+        ({"patches": torch.zeros(7, 6), "is_patch": _marked()}, r"patches are 6 wide: must be d_m"),
+        (
+            {"patches": torch.zeros(7, 8), "is_patch": _marked()[:1]},
+            r"is_patch has shape \(1, 10\)",
+        ),
+    ],
+)
+def test_patches_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalEmbedding(8, 20, 30)(*_ids(), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"positions": "learned", "max_positions": 10}])
+def test_compiled_in_one_graph_checkpointed_and_in_low_precision(options):
+    embedding = HierarchicalEmbedding(8, 20, 30, **options)
+    compiled = torch.compile(embedding, backend="aot_eager", fullgraph=True)
+    inputs = {"patches": torch.randn(7, 8), "is_patch": _marked()}
+    x = embedding(*_ids(), **inputs)
+    torch.testing.assert_close(compiled(*_ids(), **inputs), x)
+    assert torch.equal(checkpoint(embedding, *_ids(), use_reentrant=False, **inputs), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embedding(*_ids(), **inputs), x)
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 0.05)):
+        other = embedding.to(dtype)(*_ids(), **inputs)
+        assert other.dtype == dtype
+        torch.testing.assert_close(other.float(), x, atol=tolerance, rtol=tolerance)
 
 
 def test_state_dict_round_trip():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from dynnsiha.synthesis import SparseBayesianLinear, activation_rate
 
@@ -66,6 +67,13 @@ def test_the_notes_init_opens_almost_everything(width, spread):
     assert float(layer.score(x).detach().std()) == pytest.approx(spread, rel=0.1)
     assert float(activation_rate(weight)) > 0.99
     assert float(weight.detach().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("input_rms", [0.1, 5.0])
+def test_calibration_divides_by_the_size_of_the_inputs(input_rms):
+    layer = _layer(256, 512, input_rms=input_rms)
+    score = layer.score(input_rms * torch.randn(1024, 256)).detach()
+    assert float(score.std()) == pytest.approx(1.0, abs=0.03)
 
 
 def test_cosine_ignores_the_length_of_x_and_dot_does_not():
@@ -151,6 +159,21 @@ def test_bfloat16_autocast_follows_float32():
     assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
 
 
+@pytest.mark.parametrize("routing", ["dot", "cosine"])
+def test_checkpointing_and_compilation_repeat_the_gradients(routing):
+    layer = _layer(routing=routing)
+    x = torch.randn(5, 12)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    results = []
+    for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=False), compiled):
+        inputs = x.clone().requires_grad_()
+        y = call(inputs)
+        results.append((y, *torch.autograd.grad(y.sum(), (inputs, *layer.parameters()))))
+    for eager, recomputed, traced in zip(*results, strict=True):
+        assert torch.equal(eager, recomputed)
+        torch.testing.assert_close(eager, traced)
+
+
 def test_without_bias_the_layer_has_none():
     layer = _layer(bias=False)
     assert layer.bias is None
@@ -170,6 +193,7 @@ def test_activation_rate_counts_open_weights():
         ({"d_out": -2}, r"d_out=-2: must be at least 1"),
         ({"init": "zeros"}, r"init='zeros': must be 'calibrated' or 'notes'"),
         ({"routing": "euclid"}, r"routing='euclid': must be 'dot' or 'cosine'"),
+        ({"input_rms": 0.0}, r"input_rms=0.0: must be above 0"),
     ],
 )
 def test_bad_arguments_name_the_fix(arguments, message):

@@ -120,6 +120,9 @@ def test_vocabulary_keeps_the_most_frequent_words():
     assert segmenter.num_ids == 1 + 3 + 4
     assert [segmenter.word_id(word) for word in "bca"] == [1, 2, 3]
     assert 4 <= segmenter.word_id("d") < 8
+    assert WordSegmenter.build(["b a"], max_words=0).words == ()
+    with pytest.raises(ValueError, match="max_words=-1: must be at least 0"):
+        WordSegmenter.build(["b a"], max_words=-1)
 
 
 @given(st.text(min_size=1), st.integers(1, 50))

@@ -167,7 +167,7 @@ def test_a_resumed_run_measures_what_is_missing_and_what_was_skipped(planted, tm
 
 def test_facts_of_a_suite_do_not_move_a_row(planted):
     columns = {"case_id": "other", "provider": "other", "backend": "blockwise"}
-    assert run_module._without_identity(columns) == {"backend": "blockwise"}
+    assert run_module.without_identity(columns) == {"backend": "blockwise"}
 
 
 def test_a_disk_that_refuses_ends_the_run_and_keeps_its_rows(planted, tmp_path, monkeypatch):

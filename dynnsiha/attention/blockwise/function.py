@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import NSAConfig
 from ..lists import private_size, shared_size, tile_lists
 from ..outputs import BlockIndices, NSAAux
+from ..per_head import query_heads_apart
 from ..stages import stage
 from ..summaries import mean_summaries
 from . import compressed, selected, sliding
@@ -36,6 +37,15 @@ def blockwise(
         with stage("summaries"):
             k_cmp = mean_summaries(k, config.compress_block, config.compress_stride)
             v_cmp = mean_summaries(v, config.compress_block, config.compress_stride)
+    if config.per_head_lists:
+        return query_heads_apart(
+            blockwise,
+            *(q, k, v, gates, config),
+            block_indices=block_indices,
+            k_cmp=k_cmp,
+            v_cmp=v_cmp,
+            scale=scale,
+        )
     problem = Problem.of(q, k, config, q.shape[-1] ** -0.5 if scale is None else scale)
     given: tuple[Tensor | None, Tensor | None] = (None, None)
     if block_indices is not None:
@@ -104,7 +114,7 @@ class _Blockwise(torch.autograd.Function):
                 with stage("sliding"):
                     o = sliding.forward(x, begin, end)
                     total.addcmul_(o, x.gate("sliding", begin, end))
-        ctx.problem = problem
+        ctx.problem, ctx.chosen = problem, shared is None
         saved = (q, k, v, k_cmp, v_cmp, gates, o_slc, lse, lists.shared, lists.private)
         ctx.save_for_backward(*saved)
         batch, length = q.shape[0], problem.seq_len
@@ -131,14 +141,17 @@ class _Blockwise(torch.autograd.Function):
         lists = _Lists(problem, shared, private)
         scratch, branches = Scratch(), problem.config.branches
         for heads, begin, end in problem.chunks(lists.slots):
-            x, grads = operands.of(heads), all_grads.of(heads)
-            if "compressed" in branches:
-                with stage("compressed backward"):
-                    compressed.backward(x, grads, begin, end)
+            x, grads, scores = operands.of(heads), all_grads.of(heads), None
             if "selected" in branches:
                 with stage("pairs backward"):
                     here = lists.of(heads, begin, end)
-                    selected.backward(x, grads, o_slc[heads], lse[heads], here, begin, end, scratch)
+                    rest = o_slc[heads], lse[heads], here, begin, end, scratch
+                    slots = selected.backward(x, grads, *rest)
+                    if slots and ctx.chosen:
+                        scores = compressed.ScoreGradients(here, slots, begin)
+            if "compressed" in branches or scores is not None:
+                with stage("compressed backward"):
+                    compressed.backward(x, grads, begin, end, scores)
             if "sliding" in branches:
                 with stage("sliding backward"):
                     sliding.backward(x, grads, begin, end)

@@ -69,6 +69,12 @@ class Problem:
         whole = min(position, self.seq_len - 1) - c.compress_block + 1
         return whole // c.compress_stride + 1 if whole >= 0 else 0
 
+    def blocks_of_windows(self, windows: int) -> int:
+        """Selection blocks that the first ``windows`` >= 1 summary windows reach."""
+        c = self.config
+        last = (windows - 1) * c.compress_stride + c.compress_block
+        return -(-last // c.block_size)
+
     def chunks(self, slots: int) -> Iterator[tuple[slice, int, int]]:
         """(heads, begin, end), so that ``slots`` partial outputs a query stay within the budget."""
         size = self.config.block_size

@@ -146,23 +146,35 @@ def backward(
     begin: int,
     end: int,
     scratch: Scratch,
-) -> None:
+) -> list[Tensor]:
     """Add the branch's gradients with respect to the queries [begin, end), in a fixed order.
 
     ``out`` [N, T, G, D] and ``lse`` [N, T, G] are what the forward pass returned.
+
+    Returns:
+        For each of ``lists``, the gradient of a weight on every slot's tokens, in its shape
+        (``differentiable_topk``; else empty).
     """
     chunk = slice(begin, end)
     delta = torch.zeros_like(lse)
     delta[:, chunk] = (grads.out[:, chunk].to(x.dtype) * out[:, chunk]).sum(-1)
     grads.gates[:, chunk, :, 1] += delta[:, chunk]
     scalars = torch.stack([lse, delta, x.gates[..., 1]], -1)
+    weights = []
     for index in lists:
-        dq = _backward(_Units.of(x, index, begin, end), grads, scalars, scratch)
+        weight = None
+        if x.problem.config.differentiable_topk:
+            weight = x.gates.new_zeros(index.numel() + 1)
+            weights.append(weight[:-1].view(index.shape))
+        dq = _backward(_Units.of(x, index, begin, end), grads, scalars, weight, scratch)
         grads.q[:, chunk] += dq.view(grads.q[:, chunk].shape)
+    return weights
 
 
-def _backward(units: _Units, grads: Gradients, scalars: Tensor, scratch: Scratch) -> Tensor:
-    """dq [N units, unit G, D] of one kind of list; adds to dk and dv."""
+def _backward(
+    units: _Units, grads: Gradients, scalars: Tensor, weight: Tensor | None, scratch: Scratch
+) -> Tensor:
+    """dq [N units, unit G, D] of one kind of list; adds to dk, dv and ``weight`` [slots + 1]."""
     x, scale = units.x, units.x.problem.scale
     rows, row_grads, row_scalars = (units.rows(y) for y in (x.q, grads.out, scalars))
     part = units.slots(scratch)
@@ -173,7 +185,10 @@ def _backward(units: _Units, grads: Gradients, scalars: Tensor, scratch: Scratch
         p = step.logits(queries, keys).sub_(lse.masked_fill(step.padding, float("inf"))).exp_()
         dp = product(out_grads, step.blocks(x.v).transpose(1, 2))
         gated = p.mul_(gate)
-        ds = dp.sub_(delta).mul_(gated).to(x.q.dtype)
+        ds = dp.sub_(delta).mul_(gated)
+        if weight is not None:
+            weight.index_copy_(0, step.pair, ds.view(len(step.pair), -1).sum(-1))
+        ds = ds.to(x.q.dtype)
         part.index_copy_(0, step.pair, product(ds, keys, scale).view(-1, *part.shape[1:]))
         # index_put_ sorts before it accumulates, so the order of the sum is fixed on a GPU too.
         dk_part = product(ds.transpose(1, 2), queries, scale)

@@ -177,17 +177,19 @@ def _backward(
                 grad, sequence, start, at, left, kv, heads * D, D, G, GP, BQ, D, TMA
             )
             log = numbers_of(logs, row, left, kv, heads, G, GP, BQ)
-            shift = numbers_of(delta, row, left, kv, heads, G, GP, BQ)
             p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
+            dp = tl.dot(values, tl.trans(tile_grad))
+            shift = numbers_of(delta, row, left, kv, heads, G, GP, BQ)
+            ds = p * (dp - shift[None, :])
             if (row < all_seen) | (row + BQ > stop):
                 token = row + r // GP
-                seen = tl.where(token < stop, windows_seen(token - start, CB, ST), 0)
-                p = tl.where((first + n)[:, None] < seen[None, :], p, 0.0)
+                ended = tl.where(token < stop, windows_seen(token - start, CB, ST), 0)
+                seen = (first + n)[:, None] < ended[None, :]
+                p, ds = tl.where(seen, p, 0.0), tl.where(seen, ds, 0.0)
             if G < GP:
-                p = tl.where((r % GP < G)[None, :], p, 0.0)
+                mine = (r % GP < G)[None, :]
+                p, ds = tl.where(mine, p, 0.0), tl.where(mine, ds, 0.0)
             dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
-            dp = tl.dot(values, tl.trans(tile_grad))
-            ds = p * (dp - shift[None, :])
             dk_acc = tl.dot(ds.to(tile.dtype), tile, dk_acc)
         inside = (first + n < exist)[:, None]
         to = (part * windows + window0 + first + n).to(tl.int64) * kv_heads + kv

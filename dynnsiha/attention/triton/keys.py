@@ -42,7 +42,7 @@ def backward(
         geometry.blocks,
         problem.kv_heads,
         piece.first_head,
-        config.window,
+        problem.window,
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -110,17 +110,18 @@ def _backward(
         )
         which = tl.where(row < near, 3, 2) * branch
         log = numbers_of(logs + which, row, left, kv, heads, G, GP, BQ)
-        shift = numbers_of(delta + which, row, left, kv, heads, G, GP, BQ)
         p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
+        dp = tl.dot(values, tl.trans(tile_grad))
+        shift = numbers_of(delta + which, row, left, kv, heads, G, GP, BQ)
+        ds = p * (dp - shift[None, :])
         if (row < key_row + BS) | (row + BQ > tl.minimum(key_row + window, far)):
             token = (row + r // GP)[None, :]
             seen = (column <= token) & (column > token - window) & (token < far)
-            p = tl.where(seen, p, 0.0)
+            p, ds = tl.where(seen, p, 0.0), tl.where(seen, ds, 0.0)
         if G < GP:
-            p = tl.where((r % GP < G)[None, :], p, 0.0)
+            mine = (r % GP < G)[None, :]
+            p, ds = tl.where(mine, p, 0.0), tl.where(mine, ds, 0.0)
         dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
-        dp = tl.dot(values, tl.trans(tile_grad))
-        ds = p * (dp - shift[None, :])
         dk_acc = tl.dot(ds.to(tile.dtype), tile, dk_acc)
 
     bin_ = tl.program_id(1) * blocks + block

@@ -20,7 +20,7 @@ from .lists import Lists
 from .order import Order, Segments, segment_of
 from .problem import Gradients, Operands, Piece, Problem
 from .softmax import rows_of
-from .sources import keys_of, tile_of
+from .sources import keys_of, numbers_of, tile_of
 
 _LINES = 16  # rows that a program merges
 
@@ -264,7 +264,7 @@ def _launch(
     dk, dv = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
     single = units is None
     tuned = problem.tuned(
-        "pairs backward" if single else "units backward", None if single else span
+        "units backward" if dq is None else "pairs backward", None if single else span
     )
     branch = BRANCHES.index("selected")
     tiles = problem.bulk and units is not None
@@ -365,41 +365,54 @@ def _backward(
         dv_acc = tl.zeros([BS, D], tl.float32)
         for i in range(begin * SUB, end * SUB, BQ if SINGLE else 1):
             if SINGLE:
-                at = i + r // GP
-                live = (at < end) & (g < G)
-                number = tl.load(pair + at, mask=live, other=0).to(tl.int32)
+                left = end - i
+                live = (r // GP < left) & (g < G)
+                number = tl.load(pair + i + r // GP, mask=live, other=0).to(tl.int32)
                 token = number // (slots * kv_heads)
+                tile = rows_of(q, token, head, live, q_t, q_h, D)
+                tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
+                line = token.to(tl.int64) * heads + head
+                log = tl.load(logs + line, mask=live, other=0.0)
             else:
                 number = tl.load(pair + i // SUB).to(tl.int32)
                 unit = line_of(units, number // (slots * kv_heads))
                 row, row_start, stop, from_ = unit[0] + (i % SUB) * BQ, unit[1], unit[2], unit[6]
-                token = row + r // GP
-                live = (token < stop) & (g < G)
-            if SINGLE:
-                tile = rows_of(q, token, head, live, q_t, q_h, D)
-                tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
-            else:
                 ahead, left = row - row_start, stop - row
                 tile = tile_of(q, from_, row_start, ahead, left, kv, q_t, q_h, G, GP, BQ, D, TMA)
                 tile_grad = tile_of(
                     grad, from_, row_start, ahead, left, kv, heads * D, D, G, GP, BQ, D, TMA
                 )
-            line = token.to(tl.int64) * heads + head
-            log = tl.load(logs + line, mask=live, other=float("inf"))
-            shift = tl.load(delta + line, mask=live, other=0.0)
-            s = tl.dot(keys, tl.trans(tile)) * scale2
-            p = tl.exp2(s - log[None, :])
-            if DIAGONAL:
-                p = tl.where((key_row + tl.arange(0, BS))[:, None] <= token[None, :], p, 0.0)
-            dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
+                log = numbers_of(logs, row, left, kv, heads, G, GP, BQ)
+            p = tl.exp2(tl.dot(keys, tl.trans(tile)) * scale2 - log[None, :])
             dp = tl.dot(values, tl.trans(tile_grad))
-            ds = (p * (dp - shift[None, :])).to(tile.dtype)
+            # Loaded late: it would take registers while the products before are summed.
+            if SINGLE:
+                shift = tl.load(delta + line, mask=live, other=0.0)
+            else:
+                shift = numbers_of(delta, row, left, kv, heads, G, GP, BQ)
+            ds = p * (dp - shift[None, :])
+            if left < BQ:
+                some = (r // GP < left)[None, :]
+                p, ds = tl.where(some, p, 0.0), tl.where(some, ds, 0.0)
+            if G < GP:
+                mine = (g < G)[None, :]
+                p, ds = tl.where(mine, p, 0.0), tl.where(mine, ds, 0.0)
+            if DIAGONAL:
+                if not SINGLE:
+                    token = row + r // GP
+                seen = (key_row + tl.arange(0, BS))[:, None] <= token[None, :]
+                p, ds = tl.where(seen, p, 0.0), tl.where(seen, ds, 0.0)
+            ds = ds.to(tile.dtype)
+            dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
             dk_acc = tl.dot(ds, tile, dk_acc)
             if DQ:
-                part = tl.dot(tl.trans(ds), keys)
+                # Transposed: the width of the heads fills a matrix tile with few rows too.
+                part = tl.dot(tl.trans(keys), ds)
                 to = (token - first_row).to(tl.int64) * piece_heads + kv - first_head
-                to = ((to * slots + number % slots) * G + g)[:, None] * D + d[None, :]
-                tl.store(dq + to, part.to(dq.dtype.element_ty), mask=live[:, None])
+                to = ((to * slots + number % slots) * G + g) * D
+                tl.store(
+                    dq + to[None, :] + d[:, None], part.to(dq.dtype.element_ty), mask=live[None, :]
+                )
         at = tl.program_id(0).to(tl.int64) * BS * D
         at = at + tl.arange(0, BS)[:, None] * D + d[None, :]
         tl.store(dk + at, dk_acc)

@@ -53,6 +53,11 @@ class Problem:
         return self.scale * math.log2(math.e)
 
     @property
+    def window(self) -> int:
+        """Keys of the sliding branch; more than there are where it is off, so that none is cut."""
+        return self.config.window if "sliding" in self.config.branches else 1 << 30
+
+    @property
     def padded_group(self) -> int:
         """G as a power of two."""
         return triton.next_power_of_2(self.group)

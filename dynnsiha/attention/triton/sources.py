@@ -63,33 +63,87 @@ def keys_of(
 
 @triton.jit
 def tile_of(
-    source, sequence, start, first, count, kv, stride_t, stride_h,
+    source, sequence, start, first, left, kv, stride_t, stride_h,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Rows of BQ tokens from ``first`` on and GP heads: [BQ GP, D].
 
-    0 from ``count`` tokens on; heads from G on are another tile's or 0.
+    0 from ``left`` tokens on; heads from G on are another tile's or 0.
     """
     if TMA:
         rows = tl.reshape(source.load([sequence, first, kv * G, 0]), [BQ * GP, D])
     else:
-        r, d = tl.arange(0, BQ * GP), tl.arange(0, D)
-        at = source + (start + tl.cast(first, tl.int64)) * stride_t + kv * G * stride_h
-        at = at + (r // GP * stride_t + r % GP * stride_h)[:, None] + d[None, :]
-        rows = tl.load(at, mask=((r // GP < count) & (r % GP < G))[:, None], other=0.0)
+        row = start + tl.cast(first, tl.int64)
+        rows = loaded_tile(source, row, left, kv, stride_t, stride_h, G, GP, BQ, D)
     return rows
 
 
 @triton.jit
-def numbers_of(
-    source, first, left, kv, heads, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr
+def loaded_tile(
+    source, row, left, kv, stride_t, stride_h,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """A number a row of a tile from token ``first`` on: [BQ GP] of float32 [tokens, heads].
+    """Rows of BQ tokens from row ``row`` on through pointers: [BQ GP, D], 0 where there are none.
 
-    0 from ``left`` tokens on, and for heads from G on. Only the tile's own address has 64 bits, and
-    a filling of 0 costs no register: another one would be kept, with its mask, until the use.
+    Only the address of the tile has 64 bits: the rows' own offsets take half of the registers.
     """
+    at, live = _rows(source, row, left, kv, stride_t, stride_h, G, GP, BQ, D)
+    return tl.load(at, mask=live, other=0.0)
+
+
+@triton.jit
+def store_tile(
+    target, value, row, left, kv, stride_t, stride_h,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Counterpart of ``loaded_tile``."""
+    at, live = _rows(target, row, left, kv, stride_t, stride_h, G, GP, BQ, D)
+    tl.store(at, value.to(target.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _rows(
+    tensor, row, left, kv, stride_t, stride_h,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Pointers to the rows of a tile, and whether there are such: [BQ GP, D], [BQ GP, 1]."""
+    r, d = tl.arange(0, BQ * GP), tl.arange(0, D)
+    at = tensor + (tl.cast(row, tl.int64) * stride_t + kv * G * stride_h)
+    at = at + ((r // GP * stride_t + r % GP * stride_h)[:, None] + d[None, :])
+    return at, ((r // GP < left) & (r % GP < G))[:, None]
+
+
+@triton.jit
+def numbers_of(
+    source, row, left, kv, heads,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, STEP: tl.constexpr = 1,
+):  # fmt: skip
+    """A number a row of a tile from row ``row`` on: [BQ GP] of [tokens, heads, STEP].
+
+    0 where there is no row: a filling of 0 costs no register, while any other one would be kept,
+    with its mask, until the use.
+    """
+    at, live = _numbers(source, row, left, kv, heads, G, GP, BQ, STEP)
+    return tl.load(at, mask=live, other=0.0)
+
+
+@triton.jit
+def store_numbers(
+    target, value, row, left, kv, heads,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
+):  # fmt: skip
+    """Counterpart of ``numbers_of``."""
+    at, live = _numbers(target, row, left, kv, heads, G, GP, BQ, 1)
+    tl.store(at, value, mask=live)
+
+
+@triton.jit
+def _numbers(
+    tensor, row, left, kv, heads,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Pointers to a number a row, and whether there is such: [BQ GP], [BQ GP]."""
     r = tl.arange(0, BQ * GP)
-    at = source + (tl.cast(first, tl.int64) * heads + kv * G)
-    live = (r // GP < left) & (r % GP < G)
-    return tl.load(at + (r // GP * heads + r % GP), mask=live, other=0.0)
+    at = tensor + (tl.cast(row, tl.int64) * heads + kv * G) * STEP
+    at = at + (r // GP * heads + r % GP) * STEP
+    return at, (r // GP < left) & (r % GP < G)

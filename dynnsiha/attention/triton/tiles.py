@@ -14,8 +14,8 @@ from torch import Tensor
 from .geometry import line_of, windows_seen
 from .lists import Lists
 from .problem import Gradients, Operands, Outputs, Piece, Problem
-from .softmax import absorb, finished, fresh, rows_of, store_rows
-from .sources import keys_of
+from .softmax import absorb, finished, fresh
+from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 
 
 def forward(
@@ -55,7 +55,7 @@ def forward(
         piece.heads,
         piece.first_head,
         piece.first_row,
-        problem.config.window,
+        problem.window,
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -145,6 +145,7 @@ def _forward(
     TRAIN: tl.constexpr,
 ):
     SUB: tl.constexpr = BS // BQ
+    REREAD: tl.constexpr = SLIDING and SELECTED and (D > 128 or BS < 64)
     pid = tl.program_id(0)
     place = line_of(table, first_block + pid // SUB)
     block_row, start, end, tile0, sequence = place[0], place[1], place[2], place[5], place[6]
@@ -154,10 +155,8 @@ def _forward(
         heads = kv_heads * G
         r = tl.arange(0, BQ * GP)
         n = tl.arange(0, BS)
-        token, head = row + r // GP, kv * G + r % GP
-        live = (token < end) & (r % GP < G)
-        tile = rows_of(q, token, head, live, q_t, q_h, D)
-        line = token.to(tl.int64) * heads + head
+        token, some = row + r // GP, end - row
+        tile = loaded_tile(q, row, some, kv, q_t, q_h, G, GP, BQ, D)
 
         top, total, acc = fresh(BQ * GP, D)
         for i in range(tl.minimum(LOCAL, (block_row - start) // BS + 1)):
@@ -189,9 +188,10 @@ def _forward(
                 w_top, w_total, w_acc = absorb(s, values, w_top, w_total, w_acc)
             o, logs = finished(w_top, w_total, w_acc)
             if TRAIN:
-                store_rows(o_win, o, token, head, live, heads * D, D, D)
-                tl.store(lse_win + line, logs, mask=live)
-            gate = tl.load(gates + line * 3 + 2, mask=live, other=0.0).to(tl.float32)
+                store_numbers(lse_win, logs, row, some, kv, heads, G, GP, BQ)
+            if TRAIN or REREAD:
+                store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
+            gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
             # In 16 bits it takes half of the registers through the loop that follows.
             result = (gate[:, None] * o).to(tile.dtype)
         else:
@@ -212,15 +212,18 @@ def _forward(
                     s = tl.where(seen, s, float("-inf"))
                 top, total, acc = absorb(s, values, top, total, acc)
             if PAIRS > 0:
-                local = (token - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
-                at = local * PAIRS * G + r % GP
+                live = (r // GP < some) & (r % GP < G)
+                local = (row - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
+                part_lse += local * (PAIRS * G)
+                part += local * (PAIRS * G * D)
+                at = r // GP * (piece_heads * PAIRS * G) + r % GP
                 higher = top
                 for i in tl.static_range(PARTS):
                     logs = tl.load(part_lse + at + i * G, mask=live, other=float("-inf"))
                     higher = tl.maximum(higher, logs)
                 fade = tl.exp2(top - higher)
                 total *= fade
-                o = tl.zeros([BQ * GP, D], tl.float32)
+                acc *= fade[:, None]
                 for i in tl.static_range(PARTS):
                     logs = tl.load(part_lse + at + i * G, mask=live, other=float("-inf"))
                     weight = tl.exp2(logs - higher)
@@ -228,22 +231,28 @@ def _forward(
                     from_ = part + (at + i * G)[:, None] * D + tl.arange(0, D)[None, :]
                     filled = (logs > float("-inf"))[:, None]
                     value = tl.load(from_, mask=filled, other=0.0).to(tl.float32)
-                    o += value * weight[:, None]
-                acc = acc * fade[:, None] + o
+                    acc = tl.fma(value, weight[:, None], acc)
                 top = higher
             o, logs = finished(top, total, acc)
             if TRAIN:
-                store_rows(o_slc, o, token, head, live, heads * D, D, D)
-            tl.store(lse_slc + line, logs, mask=live)
-            gate = tl.load(gates + line * 3 + 1, mask=live, other=0.0).to(tl.float32)
-            total_out = result.to(tl.float32) + gate[:, None] * o
+                store_tile(o_slc, o, row, some, kv, heads * D, D, G, GP, BQ, D)
+            store_numbers(lse_slc, logs, row, some, kv, heads, G, GP, BQ)
+            gate = numbers_of(gates + 1, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
+            total_out = gate[:, None] * o
+            if REREAD:
+                tl.debug_barrier()
+                o = loaded_tile(o_win, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
+                gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
+                total_out = tl.fma(gate[:, None], o, total_out)
+            else:
+                total_out += result.to(tl.float32)
         else:
             total_out = result.to(tl.float32)
         if COMPRESSED:
-            o = rows_of(o_cmp, token, head, live, heads * D, D, D).to(tl.float32)
-            gate = tl.load(gates + line * 3, mask=live, other=0.0).to(tl.float32)
+            o = loaded_tile(o_cmp, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
+            gate = numbers_of(gates, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
             total_out += gate[:, None] * o
-        store_rows(out, total_out, token, head, live, heads * D, D, D)
+        store_tile(out, total_out, row, some, kv, heads * D, D, G, GP, BQ, D)
 
 
 def backward(
@@ -282,7 +291,7 @@ def backward(
         piece.heads,
         piece.first_head,
         piece.first_row,
-        problem.config.window,
+        problem.window,
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -357,17 +366,15 @@ def _backward(
         heads = kv_heads * G
         r = tl.arange(0, BQ * GP)
         n = tl.arange(0, BS)
-        token, head = row + r // GP, kv * G + r % GP
-        live = (token < end) & (r % GP < G)
-        tile = rows_of(q, token, head, live, q_t, q_h, D)
-        tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
-        line = token.to(tl.int64) * heads + head
+        token, some = row + r // GP, end - row
+        tile = loaded_tile(q, row, some, kv, q_t, q_h, G, GP, BQ, D)
+        tile_grad = loaded_tile(grad, row, some, kv, heads * D, D, G, GP, BQ, D)
         branch = tokens.to(tl.int64) * heads
         acc = tl.zeros([BQ * GP, D], tl.float32)
 
         if COMPRESSED:
-            log = tl.load(logs + line, mask=live, other=float("inf"))
-            shift = tl.load(delta + line, mask=live, other=0.0)
+            log = numbers_of(logs, row, some, kv, heads, G, GP, BQ)
+            shift = numbers_of(delta, row, some, kv, heads, G, GP, BQ)
             ended = windows_seen(token - start, CB, ST)
             all_see = windows_seen(row - start, CB, ST)
             last = windows_seen(tl.minimum(row + BQ, end) - 1 - start, CB, ST)
@@ -377,24 +384,24 @@ def _backward(
                 keys = keys_of(k_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
                 values = keys_of(v_cmp, sequence, window0, first, left, kv, width, D, BN, D, TMA)
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - log[:, None])
-                if first + BN > all_see:
-                    p = tl.where((first + tl.arange(0, BN))[None, :] < ended[:, None], p, 0.0)
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - shift[:, None])
+                if first + BN > all_see:
+                    ds = tl.where((first + tl.arange(0, BN))[None, :] < ended[:, None], ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
 
         if SELECTED:
-            s_log = tl.load(logs + branch + line, mask=live, other=float("inf"))
-            s_shift = tl.load(delta + branch + line, mask=live, other=0.0)
+            s_log = numbers_of(logs + branch, row, some, kv, heads, G, GP, BQ)
+            s_shift = numbers_of(delta + branch, row, some, kv, heads, G, GP, BQ)
         if SLIDING:
-            w_log = tl.load(logs + 2 * branch + line, mask=live, other=float("inf"))
-            w_shift = tl.load(delta + 2 * branch + line, mask=live, other=0.0)
+            w_log = numbers_of(logs + 2 * branch, row, some, kv, heads, G, GP, BQ)
+            w_shift = numbers_of(delta + 2 * branch, row, some, kv, heads, G, GP, BQ)
         # The window, with the newest blocks that the selected branch sees as well; without a
         # window, those blocks alone.
         if SLIDING or LOCAL > 0:
             near = block_row - (LOCAL - 1) * BS
-            n_log = tl.load(logs + 3 * branch + line, mask=live, other=float("inf"))
-            n_shift = tl.load(delta + 3 * branch + line, mask=live, other=0.0)
+            n_log = numbers_of(logs + 3 * branch, row, some, kv, heads, G, GP, BQ)
+            n_shift = numbers_of(delta + 3 * branch, row, some, kv, heads, G, GP, BQ)
             if SLIDING:
                 oldest = row - window + 1
             else:
@@ -410,12 +417,12 @@ def _backward(
                 else:
                     log, shift = n_log, n_shift
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - log[:, None])
+                dp = tl.dot(tile_grad, tl.trans(values))
+                ds = p * (dp - shift[:, None])
                 if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
                     column = (key_row + n)[None, :]
                     seen = (column <= token[:, None]) & (column > token[:, None] - window)
-                    p = tl.where(seen, p, 0.0)
-                dp = tl.dot(tile_grad, tl.trans(values))
-                ds = p * (dp - shift[:, None])
+                    ds = tl.where(seen, ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
 
         if SELECTED:
@@ -428,18 +435,17 @@ def _backward(
                 keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
                 values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - s_log[:, None])
-                if (block < 0) | (key_row + BS > row):
-                    seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
-                    p = tl.where(seen, p, 0.0)
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - s_shift[:, None])
+                if (block < 0) | (key_row + BS > row):
+                    seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
+                    ds = tl.where(seen, ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
             if PAIRS > 0:
-                local = (token - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
-                at = local * PAIRS * G + r % GP
-                value = tl.zeros([BQ * GP, D], tl.float32)
+                # Rows [tokens, heads, slots, G, D]: a slot is as far from the next as G heads are.
+                at, per_token = row - first_row, piece_heads * PAIRS * G * D
+                slot = tl.program_id(1) * PAIRS
                 for i in tl.static_range(PARTS):
-                    from_ = part + (at + i * G)[:, None] * D + tl.arange(0, D)[None, :]
-                    value += tl.load(from_, mask=live[:, None], other=0.0).to(tl.float32)
-                acc += value
-        store_rows(dq, acc * scale, token, head, live, heads * D, D, D)
+                    value = loaded_tile(part, at, some, slot + i, per_token, D, G, GP, BQ, D)
+                    acc += value.to(tl.float32)
+        store_tile(dq, acc * scale, row, some, kv, heads * D, D, G, GP, BQ, D)

@@ -21,20 +21,22 @@ class Tuned:
 
 
 # kernel: {head_dim: (rows, keys, warps, stages)}; keys 0: the kernel's own block size.
-_HOPPER = {
+_Entries = dict[str, dict[int, tuple[int, int, int, int]]]
+
+_HOPPER: _Entries = {
     "compressed": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 8, 2)},
     "choice": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
     "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
     "tiles": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
-    "tiles backward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 64, 8, 1)},
-    "keys": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (64, 0, 8, 1)},
-    "pairs backward": {64: (64, 0, 4, 2), 128: (32, 0, 4, 2), 256: (64, 0, 8, 1)},
-    "units backward": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (64, 0, 8, 1)},
-    "compressed backward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 64, 8, 1)},
+    "tiles backward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 64, 8, 2)},
+    "keys": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (64, 0, 8, 2)},
+    "pairs backward": {64: (64, 0, 4, 2), 128: (32, 0, 4, 2), 256: (32, 0, 8, 2)},
+    "units backward": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (32, 0, 8, 2)},
+    "compressed backward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 64, 8, 2)},
 }
-
-
-_TABLE = {AMPERE: _HOPPER, HOPPER: _HOPPER, BLACKWELL: _HOPPER}
+_AMPERE: _Entries = {k: dict(v) for k, v in _HOPPER.items()}
+_BLACKWELL: _Entries = {k: dict(v) for k, v in _HOPPER.items()}
+_TABLE = {AMPERE: _AMPERE, HOPPER: _HOPPER, BLACKWELL: _BLACKWELL}
 
 
 def tuned(

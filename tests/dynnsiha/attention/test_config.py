@@ -56,6 +56,8 @@ def test_automatic_tile_is_the_largest_divisor_up_to_64_rows(q_heads, kv_heads, 
         ({"branches": ()}, "branches=(): must be a non-empty subset"),
         ({"top_n": 8.0}, "top_n=8.0: must be a whole number"),
         ({"window": "all"}, "window='all': must be a whole number"),
+        ({"per_head_lists": 1}, "per_head_lists=1: must be True or False"),
+        ({"differentiable_topk": "yes"}, "differentiable_topk='yes': must be True or False"),
         ({"branches": ("window",)}, "branches=('window',): must be"),
     ],
 )

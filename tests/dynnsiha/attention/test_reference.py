@@ -11,7 +11,15 @@ from dynnsiha import NSAConfig
 from dynnsiha.attention import native_sparse_attention
 from dynnsiha.attention.lists import forced_blocks, private_list, shared_list
 from dynnsiha.attention.reference import reference_rows
-from dynnsiha.attention.summaries import mean_summaries, window_block_weights, window_count
+from dynnsiha.attention.summaries import (
+    block_scores,
+    mean_summaries,
+    window_block_weights,
+    window_count,
+    window_scores,
+)
+
+from .brute import attend, brute_list
 
 SMALL = {"block_size": 8, "compress_block": 8, "compress_stride": 8, "window": 11, "top_n": 5}
 
@@ -21,47 +29,6 @@ def operands(seq_len, q_heads, kv_heads, head_dim=4, batch=1, seed=0, dtype=torc
     shapes = [(q_heads, head_dim), (kv_heads, head_dim), (kv_heads, head_dim)]
     q, k, v = (torch.randn(batch, seq_len, *s, generator=gen, dtype=dtype) for s in shapes)
     return q, k, v, torch.rand(batch, seq_len, q_heads, 3, generator=gen, dtype=dtype)
-
-
-def attend(q, keys, values):
-    """One query, a list of keys: output and lse; zeros if there are none."""
-    if not keys:
-        return torch.zeros_like(q), -math.inf
-    logits = torch.stack([q @ k for k in keys]) / math.sqrt(len(q))
-    return logits.softmax(0) @ torch.stack(values), logits.logsumexp(0)
-
-
-def brute_importance(q, k, t, head, c):
-    """Importance of every block for query t of a K/V head, by equation 9, term by term."""
-    group = q.shape[1] // k.shape[1]
-    starts = range(0, t - c.compress_block + 2, c.compress_stride)
-    blocks = [0.0] * (len(k) // c.block_size + 1)
-    for g in range(group if len(starts) else 0):
-        row = q[t, head * group + g]
-        means = [k[s : s + c.compress_block, head].mean(0) for s in starts]
-        p = (torch.stack(means) @ row / math.sqrt(len(row))).softmax(0)
-        for i, s in enumerate(starts):
-            for stride in range(s, s + c.compress_block, c.compress_stride):
-                blocks[stride // c.block_size] += p[i].item()
-    return blocks
-
-
-def brute_list(q, k, t, head, c):
-    """Forced, shared and private blocks of query t, by the words of docs/architecture.md."""
-    own, tile = t // c.block_size, c.query_tile
-    forced = {j for j in range(own + 1) if j < c.init_blocks or j > own - c.local_blocks}
-    leader = t // tile * tile
-    scorers = (
-        [leader] if c.tile_scoring == "leader" else range(max(0, leader - tile + 1), leader + 1)
-    )
-    scores = [brute_importance(q, k, s, head, c) for s in scorers]
-    total = [sum(column) for column in zip(*scores, strict=True)]
-    rest = sorted((j for j in range(own) if j not in forced), key=lambda j: -total[j])
-    private_count = 0 if tile == 1 else c.private_blocks
-    shared = rest[: max(0, c.top_n - c.init_blocks - c.local_blocks - private_count)]
-    mine = brute_importance(q, k, t, head, c)
-    left = sorted((j for j in rest if j not in shared), key=lambda j: -mine[j])
-    return forced | set(shared) | set(left[:private_count])
 
 
 def brute(q, k, v, gates, c):
@@ -174,6 +141,25 @@ def test_windows_map_onto_blocks_as_in_the_paper():
     assert weights[3:8, 1].tolist() == [1, 2, 2, 2, 1]
     assert weights[:3, 1].sum() == weights[8:, 1].sum() == 0
     assert torch.equal(window_block_weights(5, 5, 64, 64, 64), 4 / 4 * torch.eye(5))
+
+
+@given(
+    windows=st.integers(1, 40),
+    stride=st.integers(1, 3),
+    block_strides=st.integers(1, 5),
+    window_strides=st.integers(1, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_sums_of_slices_are_that_product(windows, stride, block_strides, window_strides):
+    sizes = (block_strides * stride, min(window_strides, block_strides) * stride, stride)
+    scores = torch.rand(2, windows, dtype=torch.float64)
+    per_block = block_scores(scores, *sizes)
+    blocks = per_block.shape[-1]
+    assert (blocks - 1) * sizes[0] < (windows - 1) * stride + sizes[1] <= blocks * sizes[0]
+    weights = window_block_weights(windows, blocks, *sizes).double()
+    torch.testing.assert_close(per_block, scores @ weights)
+    back = torch.rand(2, blocks, dtype=torch.float64)
+    torch.testing.assert_close(window_scores(back, windows, *sizes), back @ weights.T)
 
 
 @given(

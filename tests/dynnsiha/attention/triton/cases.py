@@ -1,8 +1,8 @@
 """Which inputs the backend is tested on: the whole grid on a GPU, its smallest shapes without.
 
 Every new combination of group, width, dtype and configuration is compiled anew, at seconds each; a
-new length, batch or packing costs nothing. So a *kind* fixes the former, and the grid is all kinds
-times all lengths. The kinds cover every G, and every pair of (width, list kind), (width, dtype) and
+new length or batch costs nothing. So a *kind* fixes the former, and the grid is all kinds times all
+lengths. The kinds cover every G, and every pair of (width, list kind), (width, dtype) and
 (list kind, dtype); batching rotates from case to case, so that every kind and every length meets
 one sequence, three, and packed ones. ``test_cases.py`` proves this coverage.
 
@@ -29,7 +29,7 @@ GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 64)
 WIDTHS = (64, 128, 256)
 BATCHINGS = ("single", "batch", "packed")
 
-_MOST_LOGITS = 1 << 28
+MOST_LOGITS = 1 << 28
 """Logits of one call: the float64 reference holds about 15 tensors of them, 2 GiB each."""
 
 
@@ -77,11 +77,10 @@ class Case:
         ends = list(itertools.accumulate(self.packed, initial=0))
         return [(a, b) for a, b in itertools.pairwise(ends) if a < b]
 
-    def at(self, seq_len: int, batching: str = "single") -> Case:
+    def at(self, seq_len: int, batching: str = "single", several: int = 3 if ON_GPU else 2) -> Case:
         """This kind at a length, as one sequence, several, or packed with empty and short ones."""
         if batching == "packed":
             return replace(self, seq_len=seq_len, packed=(0, 1, seq_len, 0, 33 if ON_GPU else 5))
-        several = 3 if ON_GPU else 2
         return replace(self, seq_len=seq_len, batch=several if batching == "batch" else 1)
 
     def inputs(self, seed: int = 0, structured: bool = False) -> Inputs:
@@ -168,6 +167,10 @@ SHAPES = [replace(kind, dtype=_FP16).at(33) for kind in _GPU_KINDS]
 HYBRID, EXACT, PAPER = (_GPU_KINDS[3], _GPU_KINDS[7], _GPU_KINDS[5]) if ON_GPU else _CPU_KINDS
 """The kinds that tests of one property use, compiled already by the grid."""
 
+LIGHT_EXACT = _GPU_KINDS[2] if ON_GPU else EXACT
+LIGHT_HYBRID = replace(HYBRID, head_dim=64, kv_heads=1)
+"""For tests of many configurations: narrow heads compile fastest."""
+
 
 def grid() -> list[Case]:
     """All kinds at all lengths that fit, batching rotated; a few of them without a GPU."""
@@ -178,11 +181,17 @@ def grid() -> list[Case]:
             for i, kind in enumerate(KINDS)
             for j, seq_len in enumerate(few[i])
         ]
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return gpu_grid(min(MOST_LOGITS, memory // (8 * 24)))
+
+
+def gpu_grid(most_logits: int = MOST_LOGITS) -> list[Case]:
+    """All kinds at all lengths; one sequence and one head where more would not fit, or none."""
     cases = []
-    for i, kind in enumerate(KINDS):
+    for i, kind in enumerate(_GPU_KINDS):
         for j, seq_len in enumerate(LENGTHS):
-            wanted = kind.at(seq_len, BATCHINGS[(i + j) % 3])
+            wanted = kind.at(seq_len, BATCHINGS[(i + j) % 3], several=3)
             smallest = replace(kind.at(seq_len), kv_heads=1)
-            fitting = [c for c in (wanted, smallest) if c.logits <= 1.01 * _MOST_LOGITS]
+            fitting = [c for c in (wanted, smallest) if c.logits <= 1.01 * most_logits]
             cases += fitting[:1]
     return cases

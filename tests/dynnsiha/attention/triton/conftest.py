@@ -8,16 +8,37 @@ the variable must stand when Triton and the backend are imported for the first t
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from . import warm
 
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the backend asks, to know that CPU tensors are fine."""
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the backend asks, to know that CPU tensors are fine; and one thread for small tensors.
+
+    Between the interpreter's steps torch's threads only wait for each other.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled(request: pytest.FixtureRequest) -> None:
+    """On a GPU, and for more than a few tests: everything is compiled at once, before the first."""
+    here = [item for item in request.session.items if item.path.parent == Path(__file__).parent]
+    if torch.cuda.is_available() and len(here) > 100:
+        warm.finish(warm.start())

@@ -130,6 +130,12 @@ def assert_gates(mine: Result, inputs: Inputs, config: NSAConfig, label: str) ->
         assert off <= max(allowed, _ROUNDING), f"{label} {name}: error {off:.5f} > {allowed:.5f}"
 
 
+def assert_close(a: Tensor, b: Tensor, name: str) -> None:
+    """Two runs that may read memory in different ways agree but for the last rounding."""
+    assert a.shape == b.shape, f"{name}: {list(a.shape)} and {list(b.shape)}"
+    assert error(a, b) < MOST_ERROR / 2, f"{name}: differs by {error(a, b):.5f}"
+
+
 def lists_of(aux: NSAAux) -> tuple[Tensor, ...]:
     """The one list tensor, or the shared and the private one."""
     indices = aux.block_indices

@@ -13,10 +13,8 @@ def kind_of_lists(case):
 
 
 @pytest.fixture
-def grid(monkeypatch):
-    monkeypatch.setattr(cases, "ON_GPU", True)
-    monkeypatch.setattr(cases, "KINDS", cases._GPU_KINDS)
-    return cases.grid()
+def grid():
+    return cases.gpu_grid()
 
 
 def test_every_group_and_every_length_is_there(grid):

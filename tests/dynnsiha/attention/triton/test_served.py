@@ -9,7 +9,7 @@ import pytest
 
 from dynnsiha import NSAConfig
 
-from .cases import EXACT, HYBRID, ON_GPU
+from .cases import LIGHT_EXACT, LIGHT_HYBRID, ON_GPU
 from .lists_oracle import assert_lists
 from .oracle import BACKEND, assert_accurate
 
@@ -41,7 +41,7 @@ ONE_OF = {
 @pytest.mark.parametrize("name", ONE_OF)
 def test_right_or_refused(name):
     config = ONE_OF[name]
-    kind = EXACT if config.query_tile == 1 else HYBRID
+    kind = LIGHT_EXACT if config.query_tile == 1 else LIGHT_HYBRID
     case = replace(kind, config=config).at(LENGTH)
     inputs = case.inputs(structured=True)
     try:

@@ -1,0 +1,240 @@
+"""What one attention layer keeps of the tokens so far, so that a next token costs one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .config import NSAConfig
+from .lists import shared_size
+from .summaries import mean_summaries, window_count
+
+Summarise = Callable[[Tensor], Tensor]
+"""Tokens [B, T, K, D] → summaries of the windows that are complete, [B, n, K, D]."""
+
+
+class KVCache:
+    """Keys, values, block summaries and shared lists of a batch of sequences, in one layer.
+
+    A layer makes its own (``layer.new_cache(batch, max_len)``) and fills it::
+
+        cache = layer.new_cache(batch=1, max_len=4096)
+        y = layer(prompt, cache=cache)  # [1, T, d_model]: any number of tokens
+        y = layer(token, cache=cache)  # [1, 1, d_model]: the next ones see all before
+
+    Sequences may differ in length: feed prompts padded on the right, then ``truncate`` each row to
+    its own length; what is fed next continues every row where it ends. ``truncate`` also takes back
+    tokens, ``select`` drops or repeats rows. No gradient flows through a cache.
+
+    Memory is allocated at once: 2 B K D numbers for each of max_len tokens (rounded up to whole
+    blocks) and, for sparse attention, for each of its windows (1 / compress_stride of the tokens);
+    lists of 4 (top_n - private_blocks) bytes for each K/V head and tile of query_tile tokens.
+    ``nbytes`` is the sum.
+
+    Args:
+        batch, max_len: sequences, and most tokens of each.
+        q_heads, kv_heads, head_dim: H, K and D of the layer.
+        config: of sparse attention, None for dense attention.
+        dtype, device: of keys, values and summaries.
+
+    Attributes:
+        k, v: [B, K, capacity, D]; keys are rotated already.
+        k_cmp, v_cmp: [B, K, windows, D], None for dense attention.
+        shared: the lists of all tiles, int32 [B, L, tiles, s]; None unless query_tile > 1.
+        pending: for ``tile_scoring="aggregate"``, the scores of the queries since the last leader,
+            [B, L, blocks]; else None.
+
+    Raises:
+        ValueError: a size below 1, or kv_heads does not divide q_heads.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        max_len: int,
+        q_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        config: NSAConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        sizes = {"batch": batch, "max_len": max_len, "kv_heads": kv_heads, "head_dim": head_dim}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size}: must be at least 1")
+        if q_heads < 1 or q_heads % kv_heads:
+            raise ValueError(f"kv_heads={kv_heads}: must divide q_heads={q_heads}")
+        self.max_len = max_len
+        self.config = None if config is None else config.resolved(q_heads, kv_heads)
+        self._lengths = [0] * batch
+        capacity = max_len
+        if self.config is not None:
+            capacity = -(-max_len // self.config.block_size) * self.config.block_size
+
+        def zeros(tokens: int) -> Tensor:
+            # Never uninitialised: what a mask shuts out must not be NaN.
+            return torch.zeros(batch, kv_heads, tokens, head_dim, dtype=dtype, device=device)
+
+        self.k, self.v = zeros(capacity), zeros(capacity)
+        self.k_cmp: Tensor | None = None
+        self.v_cmp: Tensor | None = None
+        self.shared: Tensor | None = None
+        self.pending: Tensor | None = None
+        if self.config is None:
+            return
+        c = self.config
+        assert isinstance(c.query_tile, int)
+        windows = window_count(max_len, c.compress_block, c.compress_stride)
+        self.k_cmp, self.v_cmp = zeros(windows), zeros(windows)
+        if c.query_tile == 1 or "selected" not in c.branches:
+            return
+        lists = (batch, c.list_heads(q_heads, kv_heads))
+        tiles = -(-max_len // c.query_tile)
+        self.shared = torch.full(
+            (*lists, tiles, shared_size(c)), -1, dtype=torch.int32, device=device
+        )
+        if c.tile_scoring == "aggregate":
+            wide = torch.promote_types(dtype, torch.float32)
+            blocks = capacity // c.block_size
+            self.pending = torch.zeros(*lists, blocks, dtype=wide, device=device)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence so far."""
+        return tuple(self._lengths)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all sequences are equally long."""
+        return len(set(self._lengths)) == 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+
+    def positions(self, count: int) -> Tensor:
+        """Where the next ``count`` tokens stand: int64 [B, count], [1, count] if ``uniform``."""
+        first = self._lengths[:1] if self.uniform else self._lengths
+        begin = torch.tensor(first, device=self.k.device)[:, None]
+        return begin + torch.arange(count, device=self.k.device)
+
+    def append(
+        self, k: Tensor, v: Tensor, summarise: tuple[Summarise, Summarise] | None = None
+    ) -> None:
+        """Take over the next tokens' k and v [B, n, K, D], and summarise windows that they end.
+
+        ``summarise`` makes summaries of k and of v; the means if None.
+
+        Raises:
+            ValueError: another shape, or more tokens than there is room for.
+        """
+        batch, kv_heads, _, head_dim = self.k.shape
+        count = k.shape[1]
+        if k.shape != v.shape or k.shape != (batch, count, kv_heads, head_dim):
+            raise ValueError(
+                f"k and v: have shapes {list(k.shape)} and {list(v.shape)}; the cache takes "
+                f"[{batch}, n, {kv_heads}, {head_dim}]"
+            )
+        self.require_room(count)
+        before = list(self._lengths)
+        for kept, new in ((self.k, k), (self.v, v)):
+            if self.uniform:
+                kept[:, :, before[0] : before[0] + count] = new.detach().transpose(1, 2)
+            else:
+                rows = torch.arange(batch, device=kept.device)[:, None]
+                kept[rows, :, self.positions(count)] = new.detach().to(kept.dtype)
+        self._lengths = [length + count for length in before]
+        if self.config is not None:
+            self._summarise(before, summarise)
+
+    def require_room(self, count: int) -> None:
+        """Raise ValueError unless ``count`` more tokens fit."""
+        if max(self._lengths) + count > self.max_len:
+            raise ValueError(
+                f"max_len={self.max_len}: {count} more tokens after {max(self._lengths)} do not "
+                "fit; make a longer cache"
+            )
+
+    @torch.no_grad()
+    def _summarise(self, before: list[int], summarise: tuple[Summarise, Summarise] | None) -> None:
+        """Fill in the windows that ended since the sequences were ``before`` long."""
+        c = self.config
+        assert c is not None
+        assert self.k_cmp is not None
+        assert self.v_cmp is not None
+        size, stride = c.compress_block, c.compress_stride
+        if summarise is None:
+            means = partial(mean_summaries, compress_block=size, compress_stride=stride)
+            summarise = means, means
+        had = [window_count(length, size, stride) for length in before]
+        have = [window_count(length, size, stride) for length in self._lengths]
+        kinds = (self.k, self.k_cmp, summarise[0]), (self.v, self.v_cmp, summarise[1])
+        if had == have:
+            return
+        if len(set(before)) == 1:
+            tokens = slice(had[0] * stride, (have[0] - 1) * stride + size)
+            for kept, summaries, of in kinds:
+                new = of(kept[:, :, tokens].transpose(1, 2))
+                summaries[:, :, had[0] : have[0]] = new.transpose(1, 2)
+            return
+        ended = [(row, w) for row in range(len(had)) for w in range(had[row], have[row])]
+        row, window = torch.tensor(ended, device=self.k.device).unbind(1)
+        at = window[:, None] * stride + torch.arange(size, device=row.device)
+        for kept, summaries, of in kinds:
+            summaries[row, :, window] = of(kept[row[:, None], :, at])[:, 0].to(kept.dtype)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget what stands behind each sequence's length: padding, or tokens taken back.
+
+        Raises:
+            ValueError: not one length a sequence, a length above the present one, or with
+                ``tile_scoring="aggregate"`` one that is not right after a tile's leader.
+        """
+        new = [int(length) for length in lengths]
+        if len(new) != len(self._lengths):
+            raise ValueError(f"lengths: has {len(new)} entries; must have {len(self._lengths)}")
+        for kept, length in zip(self._lengths, new, strict=True):
+            if not 0 <= length <= kept:
+                raise ValueError(f"lengths: {length} must be from 0 to {kept}, the present length")
+        if self.pending is not None:
+            assert self.config is not None
+            assert isinstance(self.config.query_tile, int)
+            tile = self.config.query_tile
+            for row, (kept, length) in enumerate(zip(self._lengths, new, strict=True)):
+                if length == kept:
+                    continue
+                if length % tile != 1 and length != 0:
+                    raise ValueError(
+                        f"lengths: {length} is in the middle of a sum of tile_scoring='aggregate'; "
+                        f"truncate to a multiple of {tile} plus 1, or use tile_scoring='leader'"
+                    )
+                self.pending[row] = 0.0
+        self._lengths = new
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these sequences, in this order, a sequence as often as it is named (beam search).
+
+        Raises:
+            ValueError: no row, or one that does not exist.
+        """
+        rows = [int(row) for row in rows]
+        batch = len(self._lengths)
+        if not rows or not all(0 <= row < batch for row in rows):
+            raise ValueError(f"rows={rows}: must name at least one of the rows 0 to {batch - 1}")
+        index = torch.tensor(rows, device=self.k.device)
+        for name, kept in list(vars(self).items()):
+            if isinstance(kept, Tensor):
+                setattr(self, name, kept.index_select(0, index))
+        self._lengths = [self._lengths[row] for row in rows]
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self._lengths = [0] * len(self._lengths)
+        if self.pending is not None:
+            self.pending.zero_()

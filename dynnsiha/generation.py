@@ -1,0 +1,114 @@
+"""Text from a language model, one character at a time through its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynnsiha.embedding import WordSegmenter, character_ids
+from dynnsiha.embedding.segmenter import NO_WORD
+from dynnsiha.sampling import Sampling
+
+if TYPE_CHECKING:
+    from dynnsiha.model import DynNSIHALanguageModel
+
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+
+@torch.inference_mode()
+def stream(
+    model: DynNSIHALanguageModel,
+    segmenter: WordSegmenter,
+    prompts: Sequence[str],
+    max_new: int,
+    sampling: Sampling,
+    seed: int | None = None,
+) -> Iterator[list[str]]:
+    """The next character of every prompt, ``max_new`` times: see `DynNSIHALanguageModel.generate`.
+
+    Raises:
+        ValueError: an empty prompt, a max_new below 1, or a segmenter that the model does not fit.
+    """
+    _check(model, segmenter, prompts, max_new)
+    device = next(model.parameters()).device
+    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    vocab = model.config.char_vocab
+    lengths = [len(prompt) for prompt in prompts]
+    cache = model.new_cache(len(prompts), max(lengths) + max_new)
+    chars = _padded([character_ids(prompt, vocab) for prompt in prompts]).to(device)
+    words = _padded([segmenter.segment(prompt) for prompt in prompts]).to(device)
+    logits = model(chars, words, cache=cache)
+    cache.truncate(lengths)  # shorter prompts were padded on the right
+    last = torch.tensor(lengths, device=device) - 1
+    logits = logits[torch.arange(len(prompts), device=device), last]
+    readers = [_WordReader(segmenter, prompt) for prompt in prompts]
+    for step in range(max_new):
+        tokens = sampling.draw(logits, generator)
+        new = [_character(int(token)) for token in tokens.tolist()]
+        yield new
+        if step + 1 < max_new:
+            ids = [reader.read(char) for reader, char in zip(readers, new, strict=True)]
+            word_ids = torch.tensor(ids, device=device)[:, None]
+            logits = model(tokens[:, None], word_ids, cache=cache)[:, 0]
+
+
+def _check(
+    model: DynNSIHALanguageModel, segmenter: WordSegmenter, prompts: Sequence[str], max_new: int
+) -> None:
+    if not prompts or not all(prompts):
+        raise ValueError("prompt: is empty; give at least one character, a newline for instance")
+    if max_new < 1:
+        raise ValueError(f"max_new={max_new}: must be at least 1")
+    if segmenter.alignment != "completed":
+        raise ValueError(
+            f"segmenter: has alignment {segmenter.alignment!r}; text that is still being written "
+            "needs 'completed'"
+        )
+    if segmenter.num_ids != model.config.word_vocab:
+        raise ValueError(
+            f"segmenter: has {segmenter.num_ids} ids, the model's word_vocab is "
+            f"{model.config.word_vocab}; use the segmenter that the model was trained with"
+        )
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Rows of different length as one tensor, filled with 0 on the right."""
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _character(token: int) -> str:
+    """The character of an id; code points that no text may hold become a replacement character."""
+    return _UNKNOWN if 0xD800 <= token <= 0xDFFF else chr(token)
+
+
+class _WordReader:
+    """The word id of each new character, by reading again only from the last separator on."""
+
+    def __init__(self, segmenter: WordSegmenter, text: str) -> None:
+        self._segmenter = segmenter
+        self._tail, self._before = "", NO_WORD
+        self._last = NO_WORD
+        self._start(text)
+
+    def _start(self, text: str) -> None:
+        self._last = int(self._segmenter.segment(text)[-1])
+        cut = next((i for i in range(len(text) - 1, -1, -1) if not _in_word(text[i])), 0)
+        self._tail = text[cut:]
+        self._before = int(self._segmenter.segment(text[: cut + 1])[-1])
+
+    def read(self, char: str) -> int:
+        """The id of the next character."""
+        self._tail += char
+        found = int(self._segmenter.segment(self._tail)[-1])
+        # No word ended since the separator: the one before it still is the last.
+        self._last = self._before if found == NO_WORD else found
+        if not _in_word(char):
+            self._tail, self._before = char, self._last
+        return self._last
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() or char == "_"

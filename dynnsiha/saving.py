@@ -1,0 +1,85 @@
+"""A language model on disk: weights in safetensors, configuration and segmenter in JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from dynnsiha.attention import NSAConfig
+from dynnsiha.embedding.segmenter import WordSegmenter
+
+WEIGHTS, CONFIG, SEGMENTER = "model.safetensors", "config.json", "segmenter.json"
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save_model(
+    folder: str | os.PathLike[str], model: nn.Module, config: Any, segmenter: WordSegmenter | None
+) -> None:
+    """Write a model and its dataclass ``config`` to a folder, which is made if need be.
+
+    Raises:
+        ModuleNotFoundError: safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    weights = {name: x.detach().contiguous() for name, x in model.state_dict().items()}
+    safetensors.save_file(weights, path / WEIGHTS)
+    (path / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
+    if segmenter is not None:
+        (path / SEGMENTER).write_text(json.dumps(segmenter.to_dict(), ensure_ascii=False) + "\n")
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+    config_type: Callable[..., Any],
+    model_type: Callable[[Any], Model],
+    device: torch.device | str,
+) -> tuple[Model, WordSegmenter | None]:
+    """The model that `save_model` wrote, and its segmenter if there is one.
+
+    Raises:
+        FileNotFoundError: no model in the folder.
+        ValueError: a configuration of another version, or weights that do not fit it.
+        ModuleNotFoundError: safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    path = Path(folder)
+    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{path}: holds no {CONFIG} and {WEIGHTS}; save a model there")
+    settings = json.loads((path / CONFIG).read_text())
+    unknown = sorted(set(settings) - {field.name for field in fields(config_type)})  # type: ignore[arg-type]
+    if unknown:
+        raise ValueError(f"{path / CONFIG}: unknown settings {unknown}; written by a later version")
+    if settings.get("nsa") is not None:
+        nsa = settings["nsa"] | {"branches": tuple(settings["nsa"]["branches"])}
+        settings["nsa"] = NSAConfig(**nsa)
+    model = model_type(config_type(**settings))
+    try:
+        model.load_state_dict(safetensors.load_file(path / WEIGHTS))
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path / WEIGHTS}: does not fit {CONFIG}: {first}") from error
+    segmenter = None
+    if (path / SEGMENTER).is_file():
+        segmenter = WordSegmenter.from_dict(json.loads((path / SEGMENTER).read_text()))
+    return model.to(device), segmenter
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "saving and loading needs safetensors: pip install 'dynbench[quality]'",
+            name="safetensors",
+        ) from error
+    return safetensors.torch

@@ -1,0 +1,405 @@
+"""The commands ``gate``, ``compare`` and ``baseline``: they parse, call and print.
+
+They are added to the command line's app, which lends them what this package must not import: what
+is measured, and how tables look. Heavy packages are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dynbench.harness.case import Case
+from dynbench.harness.gate.errors import InvalidData, SettingsError
+
+if TYPE_CHECKING:
+    from dynbench.harness.gate.baselines import Baseline
+    from dynbench.harness.gate.outcome import Outcome
+    from dynbench.harness.gate.rounds import Progress, Rounds
+    from dynbench.harness.gate.settings import Settings
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the command line lends.
+
+    Attributes:
+        prepare: as ``run_cases`` takes it.
+        package: the folder of a checkout that another revision is taken of.
+        plan: cases for options of ``dynbench run`` (a default for none).
+        describe: cases in one line.
+        repeat_command: the command line for one case, with further words.
+        duration_s: seconds in a text, and the option it is from.
+        default_root: the folder of local runs.
+        run_paths: paths of runs named (the newest for none).
+        row_line: a row in one line.
+        print_verdicts, print_texts: tables of verdicts, and of texts under headings.
+    """
+
+    prepare: str
+    package: str
+    plan: Callable[[Mapping[str, Any]], list[Case]]
+    describe: Callable[[Sequence[Case]], str]
+    repeat_command: Callable[[Case, Sequence[str]], str]
+    duration_s: Callable[[str, str], float]
+    default_root: Callable[[], Path]
+    run_paths: Callable[[Sequence[str]], list[Path]]
+    row_line: Callable[[Mapping[str, Any]], str]
+    print_verdicts: Callable[[Sequence[Mapping[str, Any]]], None]
+    print_texts: Callable[[Sequence[str], Sequence[Sequence[str]]], None]
+
+
+def _option(panel: str, flag: str, help_: str, metavar: str | None = None) -> Any:
+    return typer.Option(flag, help=help_, metavar=metavar, rich_help_panel=panel)
+
+
+_AGAINST, _JUDGE, _OUTPUT = "What to compare", "How to judge", "Output"
+_GATE = (
+    "Judge whether code became slower: exit code 0 means no, 1 a regression.\n\n"
+    "Compares stored rows (--baseline with --candidate), or measures dynnsiha/ as it is in another "
+    "revision and in this checkout, in A-B-B-A rounds of fresh processes (--rev). Exit code 3: "
+    "nothing comparable, or no baseline; 4: data that cannot be trusted. docs/gate.md explains "
+    "verdicts, settings and CI."
+)
+_GATE_BASELINE = "Saved baseline, run or parquet file to compare with; the promoted one if none."
+_CANDIDATE = "Run, parquet file or folder of rounds to judge; the newest run if not given."
+_REV = (
+    "Old revision to measure against this checkout, or OLD..NEW; only dynnsiha/ is taken from it."
+)
+_SELF = "Measure this checkout (or --rev) against itself: its noise, and thresholds below it."
+_CASE = "Only cases whose label matches (shell wildcards) or whose id begins so; repeatable."
+_GATE_CONFIG = "TOML file with settings; unknown keys are refused."
+_DUMP = "Print the settings in force as TOML, and stop."
+_THRESHOLD = "Slow-down that blocks, as a share: 0.03 is 3 %."
+_ROUNDS = "Exactly so many rounds; else as many as the noise asks for."
+_BUDGET = "Time for the rounds, the retest not counted; two are always measured."
+_STRICT = "Ambiguous verdicts end with 1, too."
+_ACCEPT = "Record in the baseline that this case may be as slow as it is; needs the next two."
+_REASON = "Why the slow-down is wanted."
+_UNTIL = "Day until which it is accepted, such as 2030-12-31."
+_JSON = "Write everything as JSON (- prints it instead of the table)."
+_JUNIT = "Write JUnit XML."
+_SUMMARY = "Append markdown; $GITHUB_STEP_SUMMARY if not given and set."
+_OUT = "Folder for rounds (results/gates if there is a folder results, else dynbench-gates)."
+_RESUME = "Go on with the newest gate in --out (or the one --out names)."
+_COMPARED = "A baseline, a run's folder or name, or a parquet file."
+_ACROSS = "Compare rows of different machines or versions, too, and say what differs."
+_SAVED = "Runs or folders of them: several runs tell the noise between processes. Newest if none."
+
+Text = str | None
+
+
+def add_commands(app: typer.Typer, host: Host) -> None:
+    """Add ``gate``, ``compare`` and ``baseline`` to the app."""
+
+    @app.command(help=_GATE)
+    def gate(
+        baseline: Annotated[Text, _option(_AGAINST, "--baseline", _GATE_BASELINE, "NAME")] = None,
+        candidate: Annotated[Text, _option(_AGAINST, "--candidate", _CANDIDATE, "RUN")] = None,
+        rev: Annotated[Text, _option(_AGAINST, "--rev", _REV, "REV")] = None,
+        self_check: Annotated[bool, _option(_AGAINST, "--self-check", _SELF)] = False,
+        case: Annotated[list[str] | None, _option(_AGAINST, "--case", _CASE, "PATTERN")] = None,
+        config: Annotated[Path | None, _option(_JUDGE, "--config", _GATE_CONFIG, "FILE")] = None,
+        dump_config: Annotated[bool, _option(_JUDGE, "--dump-config", _DUMP)] = False,
+        threshold: Annotated[float | None, _option(_JUDGE, "--threshold", _THRESHOLD)] = None,
+        rounds: Annotated[int | None, _option(_JUDGE, "--rounds", _ROUNDS)] = None,
+        budget: Annotated[Text, _option(_JUDGE, "--budget", _BUDGET, "TIME")] = None,
+        strict: Annotated[bool | None, _option(_JUDGE, "--strict/--no-strict", _STRICT)] = None,
+        accept: Annotated[Text, _option(_JUDGE, "--accept", _ACCEPT, "CASE")] = None,
+        reason: Annotated[str, _option(_JUDGE, "--reason", _REASON)] = "",
+        until: Annotated[Text, _option(_JUDGE, "--until", _UNTIL, "DATE")] = None,
+        json: Annotated[Path | None, _option(_OUTPUT, "--json", _JSON, "FILE")] = None,
+        junit: Annotated[Path | None, _option(_OUTPUT, "--junit", _JUNIT, "FILE")] = None,
+        summary: Annotated[Path | None, _option(_OUTPUT, "--summary", _SUMMARY, "FILE")] = None,
+        out: Annotated[Path | None, _option(_OUTPUT, "--out", _OUT, "FOLDER")] = None,
+        resume: Annotated[bool, _option(_OUTPUT, "--resume", _RESUME)] = False,
+    ) -> None:
+        settings = _settings(config, threshold, rounds, strict)
+        if dump_config:
+            from dynbench.harness.gate.settings import dump_settings
+
+            print(dump_settings(settings), end="")
+            return
+        measuring = rev is not None or self_check
+        if candidate is not None and measuring:
+            raise SettingsError(
+                "--candidate is of stored rows: leave it out with --rev and --self-check"
+            )
+        if accept is not None and (baseline is None or self_check):
+            raise SettingsError("--accept records in a baseline: name a saved one with --baseline")
+        day = _day(until) if accept is not None else None
+        limit_s = None if budget is None else host.duration_s(budget, "--budget")
+        if measuring:
+            saved = None if baseline is None else _find(host, baseline)
+            asked = _Asked(rev, self_check, tuple(case or ()), limit_s, out, resume)
+            outcome = _measured(host, asked, saved, settings)
+        else:
+            saved, outcome = _stored(host, baseline, candidate, settings, case or [])
+        if accept is not None and day is not None and saved is not None:
+            from dynbench.harness.gate import gating
+
+            outcome, entry = gating.accept(saved, outcome, accept, reason, day)
+            _say(f"accepted in {saved.path}: {entry['label']} until {entry['until']}")
+        _publish(host, outcome, json, junit, summary)
+        raise typer.Exit(outcome.exit_code)
+
+    @app.command(help="Compare two runs, baselines or sets of rows, case by case, for people.")
+    def compare(
+        first: Annotated[str, typer.Argument(metavar="A", help=_COMPARED)],
+        second: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
+        case: Annotated[list[str] | None, typer.Option(help=_CASE, metavar="PATTERN")] = None,
+        across: Annotated[bool, typer.Option("--across", help=_ACROSS)] = False,
+        json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    ) -> None:
+        from dynbench.harness.gate import gating
+        from dynbench.harness.gate.outcome import EXIT_NOTHING
+        from dynbench.harness.gate.settings import Settings
+
+        one, other = _find(host, first), _find(host, second)
+        outcome = gating.gate_stored(one, other.path, Settings(), case or [], across=across)
+        if json:
+            print(outcome.to_json())
+        else:
+            _print_outcome(host, outcome)
+        if not outcome.compared:
+            raise typer.Exit(EXIT_NOTHING)
+
+    app.add_typer(_baseline_app(host), name="baseline")
+
+
+def _baseline_app(host: Host) -> typer.Typer:
+    app = typer.Typer(help="Baselines that a gate compares with: save, list, promote.")
+
+    @app.command(help="Save the rows of runs as a baseline, in place of an older one.")
+    def save(
+        name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, dashes.")],
+        runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_SAVED)] = None,
+    ) -> None:
+        from dynbench.harness.gate import baselines
+        from dynbench.harness.store import read_rows
+
+        paths = host.run_paths(runs or [])
+        rows, problems = read_rows(paths)
+        if problems:
+            raise InvalidData(problems[0])
+        saved = baselines.save(_baselines_root(), name, rows, [str(path) for path in paths])
+        facts = saved.facts
+        print(f"{saved.path}: {facts['cases']} cases, {facts['runs']} processes")
+
+    @app.command("list", help="Print the saved baselines; the promoted one is marked.")
+    def list_() -> None:
+        from dynbench.harness.gate import baselines
+
+        root = _baselines_root()
+        promoted = baselines.default_name(root)
+        rows = [
+            (
+                f"{found.name}{' *' if found.name == promoted else ''}",
+                str(found.facts.get("saved_at", "")),
+                str(found.facts.get("cases", "")),
+                str(found.facts.get("runs", "")),
+                ", ".join(commit[:10] for commit in found.facts.get("commits", ())),
+                str(len(found.accepted)),
+                ", ".join(found.facts.get("devices", ())),
+            )
+            for found in baselines.listed(root)
+        ]
+        headings = ("baseline", "saved", "cases", "processes", "commits", "accepted", "device")
+        host.print_texts(headings, rows)
+
+    @app.command(help="Make a baseline the one that gate takes where none is named.")
+    def promote(
+        name: Annotated[str, typer.Argument(metavar="NAME", help="A saved baseline.")],
+    ) -> None:
+        from dynbench.harness.gate import baselines
+
+        print(f"{baselines.promote(_baselines_root(), name).path}: promoted")
+
+    return app
+
+
+def _settings(
+    config: Path | None, threshold: float | None, rounds: int | None, strict: bool | None
+) -> Settings:
+    """The settings of the file, if any, with what the command line says on top."""
+    from dynbench.harness.gate.settings import Settings, read_settings
+
+    settings = Settings() if config is None else read_settings(config)
+    given: dict[str, Any] = {"threshold": threshold, "strict": strict}
+    given |= {"min_rounds": rounds, "max_rounds": rounds}
+    return replace(settings, **{name: v for name, v in given.items() if v is not None})
+
+
+def _baselines_root() -> Path:
+    return Path("results/baselines") if Path("results").is_dir() else Path("dynbench-baselines")
+
+
+def _find(host: Host, name: str | None) -> Baseline:
+    from dynbench.harness.gate import baselines
+
+    return baselines.find(_baselines_root(), name, [host.default_root()])
+
+
+def _day(text: str | None) -> date:
+    try:
+        return date.fromisoformat(text or "")
+    except ValueError:
+        raise SettingsError(
+            f"--until {text or ''}: is no day; write for example 2030-12-31"
+        ) from None
+
+
+def _stored(
+    host: Host,
+    baseline: str | None,
+    candidate: str | None,
+    settings: Settings,
+    patterns: Sequence[str],
+) -> tuple[Baseline | None, Outcome]:
+    """The outcome of stored rows: of two sides, or of rounds in one folder."""
+    from dynbench.harness.gate import gating
+    from dynbench.harness.gate.rounds import is_gate_folder
+
+    if candidate is not None and baseline is None and is_gate_folder(Path(candidate)):
+        return None, gating.gate_folder(Path(candidate), settings)
+    saved = _find(host, baseline)
+    (path,) = host.run_paths([candidate] if candidate else [])
+    return saved, gating.gate_stored(saved, path, settings, patterns)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be measured, as the options say it."""
+
+    rev: str | None
+    self_check: bool
+    patterns: tuple[str, ...]
+    limit_s: float | None
+    out: Path | None
+    resume: bool
+
+    @property
+    def root(self) -> Path:
+        """Where rounds go."""
+        return self.out or Path("results/gates" if Path("results").is_dir() else "dynbench-gates")
+
+
+def _measured(host: Host, asked: _Asked, saved: Baseline | None, settings: Settings) -> Outcome:
+    """Measure two versions in rounds, or one against itself."""
+    from dynbench.harness.gate import gating
+    from dynbench.harness.gate.revision import versions
+    from dynbench.harness.gate.rounds import Clock, gate_folder_for
+
+    with versions(Path.cwd(), asked.rev, host.package, against_itself=asked.self_check) as (
+        old,
+        new,
+    ):
+        cases = _cases(host, saved, settings, asked.patterns)
+        digests = {"baseline": old.digest, "candidate": new.digest}
+        folder = gate_folder_for(asked.root, digests, resume=asked.resume)
+        rounds = _rounds(host, folder, {"baseline": old, "candidate": new}, settings)
+        what = "against itself" if asked.self_check else f"against {old.name}"
+        _say(f"{new.name} {what}: {host.describe(cases)}; {len(cases)} cases, rows in {folder}")
+        clock = Clock(asked.limit_s)
+        if not asked.self_check:
+            return gating.gate_rounds(
+                rounds, cases, settings, accepted=saved, clock=clock, say=_say
+            )
+        found = gating.self_check(rounds, cases, settings, clock=clock, say=_say)
+    for label, floor in found.floors.items():
+        _say(f"noise floor {100 * floor:.2g} %: {label}")
+    gating.refuse_low_thresholds(found)
+    return found.outcome
+
+
+def _cases(
+    host: Host, saved: Baseline | None, settings: Settings, patterns: Sequence[str]
+) -> list[Case]:
+    """What rounds measure: the baseline's cases, or those that the settings plan."""
+    from dynbench.harness.gate import baselines, gating
+
+    if saved is not None:
+        return gating.cases_of(baselines.read(saved), patterns)
+    return gating.filter_cases(host.plan(settings.run), patterns)
+
+
+def _rounds(host: Host, folder: Path, versions: Mapping[str, Any], settings: Settings) -> Rounds:
+    from dynbench.harness.gate.rounds import Rounds, Side
+    from dynbench.harness.run import RunOptions
+
+    words = ["--quick"] if settings.quick else []
+    return Rounds(
+        folder=folder,
+        sides={
+            name: Side(version.name, version.environment, version.columns)
+            for name, version in versions.items()
+        },
+        prepare=host.prepare,
+        options=RunOptions(
+            timeout_s=settings.timeout_s,
+            quick=settings.quick,
+            command_for=lambda case: host.repeat_command(case, words),
+        ),
+        command=shlex.join(["dynbench", *sys.argv[1:]]),
+        on_progress=lambda progress: _show(host, progress),
+    )
+
+
+def _show(host: Host, progress: Progress) -> None:
+    """On a terminal one line, rewritten for each measurement; elsewhere one for each round."""
+    text = f"{progress.stage or 'round'} {progress.round + 1}: {progress.done}/{progress.total}"
+    last = progress.done == progress.total
+    if sys.stderr.isatty():
+        line = f"{text} {progress.side} {host.row_line(progress.row)}"[:118]
+        print(f"\r{line:<118}", end="\n" if last else "", file=sys.stderr, flush=True)
+    elif last:
+        _say(text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _publish(
+    host: Host, outcome: Outcome, json: Path | None, junit: Path | None, summary: Path | None
+) -> None:
+    """Print the outcome, and write it where it was asked for."""
+    from dynbench.harness.gate.junit import write_junit
+    from dynbench.harness.gate.summary import append_summary
+
+    step = os.environ.get("GITHUB_STEP_SUMMARY")
+    files: list[tuple[Path | None, Callable[[Outcome, Path], None]]] = [
+        (None if json == Path("-") else json, _write_json),
+        (junit, write_junit),
+        (summary or (Path(step) if step else None), append_summary),
+    ]
+    for path, write in files:
+        try:
+            if path is not None:
+                write(outcome, path)
+        except OSError as error:
+            raise SettingsError(f"{path}: {error.strerror}; name another file") from None
+    if json == Path("-"):
+        print(outcome.to_json())
+    else:
+        _print_outcome(host, outcome)
+
+
+def _write_json(outcome: Outcome, path: Path) -> None:
+    path.write_text(outcome.to_json() + "\n", encoding="utf-8")
+
+
+def _print_outcome(host: Host, outcome: Outcome) -> None:
+    if outcome.verdicts:
+        host.print_verdicts(outcome.records())
+    for note in outcome.notes:
+        print(note)
+    print(f"{outcome.candidate} against {outcome.baseline}: {outcome.headline}")

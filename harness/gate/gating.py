@@ -1,0 +1,376 @@
+"""What ``dynbench gate`` and its relatives do, once their options are parsed.
+
+Three ways to an outcome: two sets of stored rows; two versions measured in rounds; one version
+measured against itself. Suites come in as cases and a ``prepare`` path, printing is the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from dynbench.harness.case import Case
+from dynbench.harness.gate import baselines
+from dynbench.harness.gate.baselines import Baseline
+from dynbench.harness.gate.conditions import Pairing, Reading, case_label, pair
+from dynbench.harness.gate.errors import InvalidData, NothingToCompare, SettingsError
+from dynbench.harness.gate.outcome import Outcome
+from dynbench.harness.gate.rounds import (
+    BASELINE,
+    CANDIDATE,
+    Clock,
+    Rounds,
+    is_gate_folder,
+    read_side,
+)
+from dynbench.harness.gate.settings import Settings, names_case, nearest
+from dynbench.harness.gate.statistics import detectable_change, rounds_needed
+from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, judge
+from dynbench.harness.schema import Status
+from dynbench.harness.store import Row, read_rows
+
+Say = Callable[[str], None]
+
+
+def gate_stored(
+    baseline: Baseline,
+    candidate: Path,
+    settings: Settings,
+    patterns: Sequence[str] = (),
+    *,
+    across: bool = False,
+) -> Outcome:
+    """Stored rows against a baseline. Raises InvalidData and NothingToCompare.
+
+    There is nothing to measure again here, so a regression stands unconfirmed; the outcome's notes
+    say how to confirm it.
+    """
+    ours = _chosen(_readings(_read(candidate, "candidate")), patterns)
+    theirs = _chosen(_readings(baselines.read(baseline)), patterns)
+    if patterns and not theirs:
+        raise NothingToCompare(_no_match(patterns, baselines.read(baseline)))
+    pairings = pair(theirs, ours, settings, across=across)
+    verdicts = judge(pairings, settings, across=across)
+    return _outcome(baseline, str(candidate), verdicts, settings, _stored_notes(pairings))
+
+
+def gate_folder(folder: Path, settings: Settings) -> Outcome:
+    """The outcome of rounds that were measured before. Raises InvalidData."""
+    sides = {name: _read_rounds(folder, name) for name in (BASELINE, CANDIDATE)}
+    verdicts = judge(pair(sides[BASELINE], sides[CANDIDATE], settings), settings)
+    again = {name: _read_rounds(folder, name, "retest") for name in (BASELINE, CANDIDATE)}
+    if again[BASELINE]:
+        second = judge(pair(again[BASELINE], again[CANDIDATE], settings), settings)
+        verdicts = confirmed(verdicts, second)
+    source = str(folder)
+    return Outcome(source, source, verdicts, settings, [f"rounds read from {folder}"])
+
+
+def gate_rounds(
+    rounds: Rounds,
+    cases: Sequence[Case],
+    settings: Settings,
+    *,
+    accepted: Baseline | None = None,
+    clock: Clock | None = None,
+    say: Say = lambda line: None,
+) -> Outcome:
+    """Two versions measured against each other, flagged cases twice. Raises NothingToCompare.
+
+    The first rounds tell the noise of each case; from it follows how many rounds the case needs.
+    """
+    clock = clock or Clock()
+    sides = rounds.sides
+    readings = _measure(rounds, cases, settings, clock, say)
+    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    notes = [noise_note(verdicts, settings)]
+    known = accepted.accepted if accepted else []
+    flagged = [v for v in baselines.apply_accepted(verdicts, known, _today()) if v.blocks]
+    if flagged and settings.retest:
+        say(f"{len(flagged)} flagged, measured again: {', '.join(v.label for v in flagged)}")
+        ids = {verdict.case_id for verdict in flagged}
+        again = replace(rounds, stage="retest")
+        second = _measure(again, [c for c in cases if c.case_id in ids], settings, Clock(), say)
+        retested = judge(pair(second[BASELINE], second[CANDIDATE], settings), settings)
+        verdicts = confirmed(verdicts, retested)
+        recurred = sum(v.blocks and v.case_id in ids for v in verdicts)
+        notes.append(f"retest: {recurred} of {len(flagged)} flagged cases recurred")
+    verdicts = baselines.apply_accepted(verdicts, known, _today())
+    return Outcome(
+        sides[BASELINE].name, sides[CANDIDATE].name, verdicts, settings, [n for n in notes if n]
+    )
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """One version against itself. ``floors`` are the smallest thresholds at which each case comes
+    out as unchanged, by label; ``too_low`` are those below which a threshold was set."""
+
+    outcome: Outcome
+    floors: dict[str, float]
+    too_low: dict[str, float]
+
+    @property
+    def floor(self) -> float | None:
+        """The largest of all; None where no case was measured."""
+        return max(self.floors.values(), default=None)
+
+
+def self_check(
+    rounds: Rounds,
+    cases: Sequence[Case],
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    say: Say = lambda line: None,
+) -> SelfCheck:
+    """The noise floor of each case. Raises NothingToCompare."""
+    readings = _measure(rounds, cases, settings, clock or Clock(), say)
+    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    return _self_check(rounds.sides[CANDIDATE].name, verdicts, settings)
+
+
+def _self_check(name: str, verdicts: Sequence[CaseVerdict], settings: Settings) -> SelfCheck:
+    floors: dict[str, float] = {}
+    too_low: dict[str, float] = {}
+    for verdict in verdicts:
+        if verdict.low is None or verdict.high is None:
+            continue
+        bound = max(abs(math.log1p(verdict.low)), abs(math.log1p(verdict.high)))
+        floors[verdict.label] = math.expm1(bound)
+        if verdict.threshold < floors[verdict.label]:
+            too_low[verdict.label] = verdict.threshold
+    outcome = Outcome(name, name, verdicts, settings, [noise_note(verdicts, settings)])
+    return SelfCheck(outcome, floors, too_low)
+
+
+def refuse_low_thresholds(found: SelfCheck) -> None:
+    """Raise SettingsError where a threshold lies below its case's noise floor."""
+    if not found.too_low:
+        return
+    label = max(found.too_low, key=lambda name: found.floors[name])
+    needed = math.ceil(1000 * found.floors[label]) / 1000
+    raise SettingsError(
+        f"the threshold of {len(found.too_low)} of {len(found.floors)} cases is below the noise "
+        f"floor, the worst is {label}: set threshold = {needed:g}, or take more rounds"
+    )
+
+
+def confirmed(first: Iterable[CaseVerdict], retest: Iterable[CaseVerdict]) -> list[CaseVerdict]:
+    """The verdicts, with those that the retest does not confirm no longer blocking."""
+    second = {verdict.case_id: verdict for verdict in retest}
+    found = []
+    for verdict in first:
+        other = second.get(verdict.case_id)
+        if not verdict.blocks or other is None:
+            found.append(verdict)
+        elif other.blocks:
+            again = f"and in the retest: {_told(other)}"
+            found.append(replace(verdict, notes=(*verdict.notes, again)))
+        else:
+            reason = f"{_told(verdict)} at first, {_told(other)} in the retest"
+            found.append(replace(verdict, verdict=Verdict.AMBIGUOUS, blocks=False, reason=reason))
+    return found
+
+
+def _told(verdict: CaseVerdict) -> str:
+    change = "" if verdict.change is None else f" ({100 * verdict.change:+.1f} %)"
+    return f"{verdict.verdict}{change}"
+
+
+def accept(
+    baseline: Baseline, outcome: Outcome, case: str, reason: str, until: date
+) -> tuple[Outcome, dict[str, Any]]:
+    """Record the case's slow-down in the baseline; the outcome with it accepted, and the entry.
+
+    Raises SettingsError for a case that is not among the verdicts or did not slow down.
+    """
+    found = [v for v in outcome.verdicts if names_case(case, v.case_id, v.label)]
+    if len(found) != 1:
+        labels = {v.case_id: v.label for v in outcome.verdicts}
+        what = f"means {len(found)} cases" if found else "is no case here"
+        raise SettingsError(
+            f"--accept {case}: {what}; {nearest(case, [*labels, *labels.values()])}"
+        )
+    if not found[0].blocks:
+        raise SettingsError(f"--accept {case}: is {found[0].verdict}, there is nothing to accept")
+    if not reason.strip():
+        raise SettingsError("--accept needs a --reason: say why the slow-down is wanted")
+    if until < _today():
+        raise SettingsError(f"--until {until}: is past; name a day to come")
+    entry = baselines.accept(baseline, found[0], reason, until)
+    verdicts = baselines.apply_accepted(outcome.verdicts, [entry], _today())
+    return replace(outcome, verdicts=verdicts), entry
+
+
+def cases_of(rows: Iterable[Row], patterns: Sequence[str]) -> list[Case]:
+    """The cases that a baseline measured, to be measured again. Raises NothingToCompare.
+
+    Rows of a case that this version would not plan (its id has changed) are left out.
+    """
+    ok = [row for row in rows if row["status"] == Status.OK]
+    chosen = [r.row for r in _chosen(_readings(ok), patterns)]
+    cases = {row["case_id"]: case for row in chosen if (case := Case.from_row(row)) is not None}
+    if ok and not chosen:
+        raise NothingToCompare(_no_match(patterns, ok))
+    if not cases:
+        raise NothingToCompare("the baseline has no ok row whose case can be measured here")
+    return list(cases.values())
+
+
+def filter_cases(cases: Iterable[Case], patterns: Sequence[str]) -> list[Case]:
+    """Those of the planned cases that a pattern names (all without patterns)."""
+    from dynbench.harness.schema import complete_row
+
+    rows = [complete_row(case.columns()) for case in cases]
+    chosen = {r.row["case_id"] for r in _chosen(_readings(rows), patterns)}
+    if rows and not chosen:
+        raise NothingToCompare(_no_match(patterns, rows))
+    return [case for case in cases if case.case_id in chosen]
+
+
+def noise_note(verdicts: Sequence[CaseVerdict], settings: Settings) -> str:
+    """How many rounds there were, how noisy they were, and what they can find."""
+    told = [v for v in verdicts if v.noise is not None and v.observations >= 2]
+    if not told:
+        return ""
+    alpha = (1 - settings.confidence) / len(told)
+    found = [
+        math.expm1(
+            detectable_change(
+                v.noise or 0.0, v.observations, math.log1p(v.threshold), alpha, settings.power
+            )
+        )
+        for v in told
+    ]
+    counts = sorted(v.observations for v in told)
+    noises = sorted(100 * (v.noise or 0.0) for v in told)
+    return (
+        f"rounds: {_span(counts)} for each case; noise of a round {_span(noises, '.2g')} %; "
+        f"slow-downs found with {100 * settings.power:g} % chance: from "
+        f"{_span(sorted(100 * f for f in found), '.2g')} %"
+    )
+
+
+def _span(values: Sequence[float], form: str = "d") -> str:
+    low, high = format(values[0], form), format(values[-1], form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _measure(
+    rounds: Rounds, cases: Sequence[Case], settings: Settings, clock: Clock, say: Say
+) -> dict[str, list[Reading]]:
+    """All rounds: the first ones of all cases, then of those that need more."""
+    if not cases:
+        raise NothingToCompare("no case to measure")
+    readings: dict[str, list[Reading]] = {BASELINE: [], CANDIDATE: []}
+    needed = dict.fromkeys((case.case_id for case in cases), settings.min_rounds)
+    index = 0
+    while todo := [case for case in cases if needed[case.case_id] > index]:
+        if index >= 2 and not clock.fits():
+            say(f"the budget ends the measuring after {index} rounds")
+            break
+        with clock.round():
+            for side, found in rounds.measure(todo, index).items():
+                readings[side] += found
+        index += 1
+        if index == settings.min_rounds and settings.max_rounds > index:
+            needed = _plan_rounds(readings, settings)
+            more = [count for count in needed.values() if count > index]
+            if more:
+                say(f"{len(more)} of {len(cases)} cases need more rounds: up to {max(more)}")
+    return readings
+
+
+def _plan_rounds(readings: dict[str, list[Reading]], settings: Settings) -> dict[str, int]:
+    """Rounds for each case, from the noise of the first ones.
+
+    Only what is ambiguous so far needs more: a regression is measured again anyway, and a case
+    that is surely within its threshold stays so.
+    """
+    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    alpha = (1 - settings.confidence) / max(len(verdicts), 1)
+    needed = {}
+    for verdict in verdicts:
+        needed[verdict.case_id] = settings.min_rounds
+        if verdict.verdict != Verdict.AMBIGUOUS or verdict.noise is None:
+            continue
+        count = rounds_needed(
+            verdict.noise,
+            verdict.observations - 1,
+            math.log1p(verdict.threshold),
+            math.log1p(verdict.threshold + settings.margin),
+            alpha,
+            settings.power,
+        )
+        wanted = settings.max_rounds if count is None else count
+        needed[verdict.case_id] = min(max(wanted, settings.min_rounds), settings.max_rounds)
+    return needed
+
+
+def _stored_notes(pairings: Sequence[Pairing]) -> list[str]:
+    single = sum(len(p.baseline) == 1 and len(p.candidate) == 1 for p in pairings)
+    if not single:
+        return []
+    return [
+        f"{single} of {len(pairings)} cases have one process on each side, which tells nothing of "
+        "the noise between processes: save several runs, or measure both with --rev"
+    ]
+
+
+def _outcome(
+    baseline: Baseline,
+    candidate: str,
+    verdicts: Sequence[CaseVerdict],
+    settings: Settings,
+    notes: Sequence[str],
+) -> Outcome:
+    applied = baselines.apply_accepted(verdicts, baseline.accepted, _today())
+    told = list(notes)
+    commits = baseline.facts.get("commits", [])
+    if any(v.verdict == Verdict.REGRESSED and v.blocks for v in applied) and commits:
+        told.append(
+            f"to confirm: dynbench gate --rev {commits[-1][:12]} --baseline {baseline.name}"
+        )
+    return Outcome(baseline.name, candidate, applied, settings, told)
+
+
+def _read(path: Path, what: str) -> list[Row]:
+    rows, problems = read_rows([path])
+    if problems:
+        raise InvalidData(f"{what} {problems[0]}")
+    return rows
+
+
+def _read_rounds(folder: Path, side: str, stage: str = "") -> list[Reading]:
+    if not is_gate_folder(folder):
+        raise InvalidData(f"{folder}: holds no rounds of a gate")
+    readings, problems = read_side(folder, side, stage)
+    if problems:
+        raise InvalidData(problems[0])
+    return readings
+
+
+def _readings(rows: Iterable[Row]) -> list[Reading]:
+    return [Reading(row) for row in sorted(rows, key=lambda row: row["started_at"] or "")]
+
+
+def _chosen(readings: Sequence[Reading], patterns: Sequence[str]) -> list[Reading]:
+    if not patterns:
+        return list(readings)
+    labels = {r.row["case_id"]: case_label(r.row) for r in readings}
+    wanted = {i for i, label in labels.items() if any(names_case(p, i, label) for p in patterns)}
+    return [r for r in readings if r.row["case_id"] in wanted]
+
+
+def _no_match(patterns: Sequence[str], rows: Iterable[Row]) -> str:
+    labels = {case_label(row) for row in rows}
+    return f"--case {patterns[0]}: names no case; {nearest(patterns[0], labels)}"
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()

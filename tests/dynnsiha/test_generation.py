@@ -1,0 +1,217 @@
+"""Generation through the cache: the same as without it, for every form and part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynnsiha import (
+    DynNSIHAConfig,
+    DynNSIHALanguageModel,
+    NSAConfig,
+    WordSegmenter,
+    character_ids,
+)
+from dynnsiha.generation import _WordReader
+from dynnsiha.sampling import Sampling
+
+EXACT = NSAConfig(
+    block_size=16, compress_block=8, compress_stride=4, top_n=4, local_blocks=1, window=24
+)
+HYBRID = replace(EXACT, compress_block=16, compress_stride=16, query_tile=4, private_blocks=1)
+VARIANTS: dict[str, dict] = {
+    "dynsiha": {"attention": "dynsiha"},
+    "dimension": {"attention": "dimension"},
+    "nsa": {"attention": "nsa", "nsa": EXACT},
+    "dynnsiha": {"nsa": HYBRID, "positions": "sinusoidal"},
+    "moie": {"nsa": HYBRID, "feed_forward": "moie"},
+    "deep embed": {"nsa": HYBRID, "feed_forward": "deep_embed"},
+    "deep embed 1x": {"attention": "dynsiha", "feed_forward": "deep_embed", "deep_embed": "1x"},
+    "flat": {"form": "flat", "attention": "dynsiha", "experts": 4},
+    "recursive": {"form": "recursive", "nsa": HYBRID, "experts": 4},
+}
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+@pytest.fixture(scope="module")
+def text(library_source) -> str:
+    return library_source[2000:2120]
+
+
+@pytest.fixture(scope="module")
+def segmenter(library_source) -> WordSegmenter:
+    return WordSegmenter.build([library_source], max_words=300, hash_buckets=64)
+
+
+def model_of(name: str, segmenter: WordSegmenter, **options) -> DynNSIHALanguageModel:
+    torch.manual_seed(0)
+    config = DynNSIHAConfig(
+        char_vocab=256,
+        word_vocab=segmenter.num_ids,
+        **{"d_model": 32, "layers": 2, "heads": 2} | VARIANTS[name] | options,
+    )
+    model = DynNSIHALanguageModel(config)
+    for parameter in model.parameters():  # tables of ones and zeros would hide what they do
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.double()
+
+
+def ids_of(text: str, segmenter: WordSegmenter) -> tuple[torch.Tensor, torch.Tensor]:
+    return character_ids(text, 256)[None], segmenter.segment(text)[None]
+
+
+@every_variant
+def test_cached_steps_equal_one_full_forward(name, text, segmenter):
+    model = model_of(name, segmenter)
+    chars, words = ids_of(text, segmenter)
+    with torch.no_grad():
+        whole = model(chars, words)
+    cache = model.new_cache(1, len(text))
+    pieces, at = [], 0
+    for size in (37, 1, 1, 11, 1, len(text) - 51):
+        pieces.append(model(chars[:, at : at + size], words[:, at : at + size], cache=cache))
+        at += size
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-7, atol=1e-7)
+    assert cache.lengths == (len(text),)
+    with pytest.raises(ValueError, match="do not fit"):
+        model(chars[:, :1], words[:, :1], cache=cache)
+
+
+@every_variant
+def test_greedy_text_is_what_full_forwards_choose(name, text, segmenter):
+    model = model_of(name, segmenter)
+    prompts = [text[:50], text[10:33], text[40:100]]
+    together = model.generate(prompts, segmenter, 12, temperature=0)
+    for prompt, added in zip(prompts, together, strict=True):
+        written = prompt
+        for _ in range(12):
+            with torch.no_grad():
+                logits = model(*ids_of(written, segmenter))[0, -1]
+            written += chr(int(logits.argmax()))
+        assert added == written[len(prompt) :]
+
+
+def test_a_seed_repeats_a_text_and_another_seed_does_not(text, segmenter):
+    model = model_of("dynnsiha", segmenter)
+    first = model.generate(text[:20], segmenter, 30, seed=1)
+    assert len(first) == 30
+    assert model.generate(text[:20], segmenter, 30, seed=1) == first
+    assert model.generate(text[:20], segmenter, 30, seed=2) != first
+
+
+def test_rows_of_a_cache_can_be_taken_back_and_repeated(text, segmenter):
+    model = model_of("deep embed", segmenter)
+    chars, words = ids_of(text, segmenter)
+    with torch.no_grad():
+        whole = model(chars[:, :60], words[:, :60])
+    cache = model.new_cache(1, 64)
+    model(chars[:, :59], words[:, :59], cache=cache)
+    cache.truncate([40])
+    cache.select([0, 0])
+    twice = [x[:, 40:60].expand(2, -1) for x in (chars, words)]
+    rest = model(*twice, cache=cache)
+    torch.testing.assert_close(rest, whole[:, 40:].expand(2, -1, -1), rtol=1e-7, atol=1e-7)
+    with pytest.raises(ValueError, match="40 lies before the latest call"):
+        cache.truncate([40, 60])
+    assert cache.nbytes > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet=" ab_1.\n\u4e2d\u6587\u5b57é", min_size=1, max_size=40), st.data())
+@pytest.mark.parametrize("language", ["space", "chinese"])
+def test_word_ids_of_written_text_are_those_of_read_text(language, text, data):
+    if language == "chinese":
+        pytest.importorskip("jieba")
+    segmenter = WordSegmenter(["ab", "a"], hash_buckets=7, language=language)
+    cut = data.draw(st.integers(1, len(text)))
+    reader = _WordReader(segmenter, text[:cut])
+    ids = [reader.read(char) for char in text[cut:]]
+    assert ids == segmenter.segment(text)[cut:].tolist()
+
+
+def test_prompts_and_segmenters_that_do_not_fit(text, segmenter):
+    model = model_of("dynsiha", segmenter)
+    other = WordSegmenter(["a"], hash_buckets=3)
+    leaking = WordSegmenter.from_dict(segmenter.to_dict() | {"alignment": "full"})
+    for arguments, message in (
+        (("", segmenter, 3), "prompt: is empty"),
+        ((["a", ""], segmenter, 3), "prompt: is empty"),
+        (("a", segmenter, 0), "max_new=0: must be at least 1"),
+        (("a", other, 3), "segmenter: has 5 ids"),
+        (("a", leaking, 3), "segmenter: has alignment 'full'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(*arguments)
+
+
+logits_of = st.lists(st.floats(-20, 20), min_size=1, max_size=12)
+
+
+@given(logits_of, st.floats(0.1, 5), st.none() | st.integers(1, 14), st.none() | st.floats(0.01, 1))
+def test_the_distribution_holds_the_fewest_best_tokens(values, temperature, top_k, top_p):
+    logits = torch.tensor(values)
+    p = Sampling(temperature, top_k, top_p).probabilities(logits)
+    plain = (logits.double() / temperature).softmax(-1)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-5)
+    kept = p > 0
+    assert kept[logits.argmax()]
+    if top_k is None and top_p is None:
+        torch.testing.assert_close(p.double(), plain, rtol=1e-4, atol=1e-6)
+    if top_k is not None:
+        assert int(kept.sum()) <= top_k
+    if top_p is not None and top_k is None:
+        assert float(plain[kept].sum()) >= top_p - 1e-5
+        least = plain[kept].min()
+        assert float(plain[kept].sum() - least) < top_p + 1e-5
+    assert plain[kept].min() >= plain[~kept].max() - 1e-9 if (~kept).any() else True
+
+
+def test_temperature_zero_is_greedy():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    assert Sampling(0).draw(logits).tolist() == [1, 0]
+    assert Sampling(0).probabilities(logits).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature=-1"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+    ],
+)
+def test_sampling_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)
+
+
+@every_variant
+def test_a_saved_model_writes_the_same_text(name, text, segmenter, tmp_path):
+    model = model_of(name, segmenter).float()
+    model.save(tmp_path / "kept", segmenter)
+    again, same_words = DynNSIHALanguageModel.load(tmp_path / "kept")
+    assert again.config == model.config
+    assert same_words.to_dict() == segmenter.to_dict()
+    expected = model.generate(text[:20], segmenter, 8, seed=3)
+    assert again.generate(text[:20], same_words, 8, seed=3) == expected
+
+
+def test_loading_what_is_not_there_or_does_not_fit(segmenter, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        DynNSIHALanguageModel.load(tmp_path)
+    model_of("dynsiha", segmenter).save(tmp_path)
+    config = tmp_path / "config.json"
+    kept = config.read_text()
+    config.write_text(kept.replace('"d_model": 32', '"d_model": 64'))
+    with pytest.raises(ValueError, match="does not fit"):
+        DynNSIHALanguageModel.load(tmp_path)
+    config.write_text(kept.replace('"d_model"', '"model_width"'))
+    with pytest.raises(ValueError, match=r"unknown settings \['model_width'\]"):
+        DynNSIHALanguageModel.load(tmp_path)
+    config.write_text(kept)
+    assert DynNSIHALanguageModel.load(tmp_path)[1] is None
