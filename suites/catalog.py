@@ -34,8 +34,8 @@ class ProviderInfo:
             (64/64 windows, with query_tile and private_blocks as axes).
         exact: its lists are exact, whatever the axes say.
         branches: of sparse attention, those that it has.
-        synthesised: in suite ``layer``, q, k, v and y come from sparse Bayesian layers instead of
-            plain projections.
+        synthesised: in suite ``layer``, q, k, v and y come from layers whose neurons the input
+            opens (sparse Bayesian, or sparse proto) instead of plain projections.
         suites, passes, devices: what it serves; elsewhere its rows are ``unsupported``.
         variants: names after a colon (``sdpa:cudnn``); the bare name lets the provider choose.
         packages: distributions that it needs beside torch, any one of which suffices.
@@ -113,6 +113,27 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "dynnsiha",
             synthesised=True,
         ),
+        ProviderInfo(
+            "dimension",
+            "DynSIHA, dimension form (deprecated): a mask per feature of q, k, v and y",
+            synthesised=True,
+            suites=("layer",),
+        ),
+        ProviderInfo(
+            "flat",
+            "DynSIHA, flat form: blocks with head and MLP experts of their own",
+            suites=("layer",),
+        ),
+        ProviderInfo(
+            "recursive",
+            "DynSIHA, recursive form: one block with head and MLP experts, refining in steps",
+            suites=("layer",),
+        ),
+        ProviderInfo(
+            "transformer",
+            "plain transformer blocks with as many FLOPs as flat and recursive use",
+            suites=("layer",),
+        ),
     )
 }
 
@@ -160,8 +181,12 @@ def resolve_providers(
     return tuple(dict.fromkeys(names))
 
 
-def default_providers(device: str) -> tuple[str, ...]:
-    """What is compared by default: on a GPU also torch's cuDNN kernel and FlashAttention."""
-    if device == "cpu":
-        return ("sdpa", "nsa", "dynsiha", "dynnsiha")
-    return ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")
+def default_providers(device: str, suite: str = "attention") -> tuple[str, ...]:
+    """What is compared by default: on a GPU also torch's cuDNN kernel and FlashAttention.
+
+    Suite ``layer`` adds the providers that only it has: every form of DynSIHA.
+    """
+    names = ("sdpa", "nsa", "dynsiha", "dynnsiha")
+    if device != "cpu":
+        names = ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")
+    return names + tuple(p.name for p in PROVIDERS.values() if p.suites == (suite,) == ("layer",))

@@ -14,9 +14,12 @@ from dynbench.harness.subject import Correctness, Subject, Unsupported
 from dynbench.suites.attention import DENSE_FACTS
 from dynbench.suites.blocklists import list_facts
 from dynbench.suites.catalog import provider_info
+from dynbench.suites.expertcheck import ExpertCheck, Form
+from dynbench.suites.formwork import ACTIVE, BLOCKS, EXPERTS, FormShape
 from dynbench.suites.inputs import LayerInputs, layer_inputs
 from dynbench.suites.layercheck import LayerCheck, projected
 from dynbench.suites.passes import subject_of
+from dynbench.suites.plainblocks import PlainBlock, PlainBlocks
 from dynbench.suites.providers.base import Provider
 from dynbench.suites.providers.core import library_version
 from dynbench.suites.providers.loading import load_provider
@@ -25,15 +28,20 @@ from dynnsiha.attention.config import NSAConfig
 from dynnsiha.forms import (
     AttentionLayer,
     DenseCore,
+    DimensionDynSIHA,
     DynNSIHA,
     DynSIHA,
+    FlatDynSIHA,
     HeadLayout,
     NativeSparseAttention,
+    RecursiveDynSIHA,
     linear_projections,
 )
 from dynnsiha.forms.layer import AttentionCore, CoreRouting
 from dynnsiha.forms.nsa import BranchGates
 from dynnsiha.synthesis import activation_rate
+
+Layer = AttentionLayer | Form
 
 _ACTIVATION_TOKENS = 4096
 
@@ -63,10 +71,11 @@ class OwnSparseCore(AttentionCore):
         return o[0] if isinstance(o, tuple) else o, CoreRouting()
 
 
-def build_layer(spec: Spec, provider: Provider) -> AttentionLayer:
+def build_layer(spec: Spec, provider: Provider) -> Layer:
     """The layer of a case, its parameters drawn from the seed.
 
-    ``dynsiha`` and ``dynnsiha`` synthesise q, k, v and y; every other provider stands between plain
+    ``dynsiha``, ``dynnsiha`` and ``dimension`` synthesise q, k, v and y; ``flat``, ``recursive``
+    and ``transformer`` are several blocks (formwork.py); every other provider stands between plain
     projections. Raises Unsupported for heads that a layer cannot have.
     """
     width = (spec.model_dim, spec.q_heads, spec.kv_heads, spec.head_dim)
@@ -75,9 +84,13 @@ def build_layer(spec: Spec, provider: Provider) -> AttentionLayer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         try:
-            layer: AttentionLayer
+            layer: Layer
             if name == "dynsiha":
                 layer = DynSIHA(*width)
+            elif name == "dimension":
+                layer = DimensionDynSIHA(*width)
+            elif name in ("flat", "recursive", "transformer"):
+                layer = _build_blocks(name, spec, provider)
             elif name == "dynnsiha":
                 layer = DynNSIHA(*width, config=spec.config)
             elif name == "nsa":
@@ -93,6 +106,24 @@ def build_layer(spec: Spec, provider: Provider) -> AttentionLayer:
     return layer.to(device=spec.device, dtype=spec.dtype)
 
 
+def _build_blocks(name: str, spec: Spec, provider: Provider) -> Form:
+    """The layers of several blocks, in the sizes of formwork.py."""
+    shape = FormShape(spec.model_dim, spec.q_heads, spec.kv_heads, spec.head_dim)
+    heads = (spec.model_dim, spec.q_heads, spec.kv_heads, spec.head_dim)
+    if name == "transformer":
+        block = (spec.model_dim, HeadLayout(*heads[1:]), shape.plain_width, provider.attention)
+        return PlainBlocks([PlainBlock(*block) for _ in range(BLOCKS)])
+    experts: dict[str, Any] = {
+        "experts": EXPERTS,
+        "active_experts": ACTIVE,
+        "expert_width": shape.expert_width,
+        "core": lambda: DenseCore(provider.attention),
+    }
+    if name == "flat":
+        return FlatDynSIHA(*heads, blocks=BLOCKS, **experts)
+    return RecursiveDynSIHA(*heads, steps=BLOCKS, **experts)
+
+
 class LayerCall:
     """One layer on one input: the passes, their check and their facts.
 
@@ -100,10 +131,10 @@ class LayerCall:
     ``forward_backward`` y before these.
     """
 
-    def __init__(self, spec: Spec, layer: AttentionLayer, inputs: LayerInputs) -> None:
+    def __init__(self, spec: Spec, layer: Layer, inputs: LayerInputs) -> None:
         self.spec, self.layer, self.inputs = spec, layer, inputs
         self._kept: Tensor | None = None
-        self._checker: LayerCheck | None = None
+        self._checker: LayerCheck | ExpertCheck | None = None
         self._lists: Any = None
         self._backend: str | None = None
 
@@ -130,10 +161,13 @@ class LayerCall:
         """Compare outputs of a pass with the layer computed in higher precision, same lists."""
         self._find_lists()
         if self._checker is None:
-            self._checker = LayerCheck(
-                self.spec, self.layer, self.inputs, self._lists, self.gradients_for
-            )
+            self._checker = self._new_checker()
         return self._checker(outputs)
+
+    def _new_checker(self) -> LayerCheck | ExpertCheck:
+        if isinstance(self.layer, AttentionLayer):
+            return LayerCheck(self.spec, self.layer, self.inputs, self._lists, self.gradients_for)
+        return ExpertCheck(self.spec, self.layer, self.inputs, self.gradients_for)
 
     def gradients_for(self, d_out: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x and the parameters for another gradient of y, in a call of its own."""
@@ -175,6 +209,7 @@ class LayerCall:
         """The lists that the layer's passes use, from a call of its core alone, once."""
         if self.spec.config is None or self._lists is not None:
             return
+        assert isinstance(self.layer, AttentionLayer)
         q, k, v, _ = projected(self.layer, self.inputs.x)
         _, routing = self.layer.core(q, k, v, self.inputs.x, return_routing=True)
         if routing.attention is not None:

@@ -164,7 +164,7 @@ def _providers(options: PlanOptions, own: list[OwnProvider]) -> dict[str, Provid
     }
     if len(of_user) < len(own):
         raise UsageError("two provider files have the same name: rename one of them")
-    names = options.providers or default_providers(options.device)
+    names = options.providers or default_providers(options.device, options.suite)
     named = resolve_providers(",".join(names), options.suite, options.device, tuple(of_user))
     built_in = {name: info for name in named if (info := provider_info(name))}
     return {name: (built_in | of_user)[name] for name in dict.fromkeys((*named, *of_user))}

@@ -12,6 +12,7 @@ Conventions, for every provider alike, whatever it computes on top:
   left out count nothing. Ranking the blocks reuses the compressed branch's logits and counts
   nothing.
 - ``dense_flops`` is the same case with dense attention: in suite ``layer``, projections included.
+- Of experts, those that a token takes count; a layer of several blocks attends once in each.
 - Bytes: every input once, every output once. Forward reads q, k, v (and gates) and writes o;
   backward reads these and do and writes a gradient of each; a layer adds its parameters.
 
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dynbench.harness.case import Case, Value
 from dynbench.harness.subject import Work
 from dynbench.suites.catalog import provider_info
+from dynbench.suites.formwork import FormCost, FormShape, form_cost
 from dynbench.suites.settings import branches_of
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -96,11 +98,12 @@ def case_work(case: Case) -> Work:
     dense_flops = rate * dense_pairs(shape["seq_len"])
     tokens = shape["batch"] * shape["seq_len"]
     if case.suite == "layer":
-        weights, others = layer_parameters(case)
-        synthesis = _LINEAR_FLOPS[case.pass_] * tokens * weights
-        flops, dense_flops = flops + synthesis, dense_flops + synthesis
+        cost = layer_cost(case)
+        synthesis = _LINEAR_FLOPS[case.pass_] * tokens * cost.products
+        flops = cost.attentions * flops + synthesis
+        dense_flops = cost.attentions * dense_flops + synthesis
         inputs, outputs = tokens * shape["model_dim"], tokens * shape["model_dim"]
-        inputs += weights + others
+        inputs += cost.parameters
     else:
         width = shape["head_dim"]
         inputs = tokens * (shape["q_heads"] + 2 * shape["kv_heads"]) * width
@@ -114,19 +117,26 @@ def case_work(case: Case) -> Work:
     return Work(flops, elements * ITEM_BYTES[case.dtype], dense_flops)
 
 
-def layer_parameters(case: Case) -> tuple[int, int]:
-    """Parameters of a layer: those that meet every token in a matrix product, and the others.
+def layer_cost(case: Case) -> FormCost:
+    """What a layer costs a token, and its parameters.
 
     Projections to q, k, v (and to three gates a head where the attention is gated) and back. A
-    synthesis layer has two matrices of the same size (mu and sigma), each used in one product, and
-    a gate and a bias per output; a plain projection has its one matrix.
+    synthesis layer has two matrices of the same size, each used in one product, and per output a
+    gate and, in a sparse Bayesian one, a bias; a plain projection has its one matrix. Forms of
+    several blocks are in formwork.py.
     """
-    shape = case.workload
-    d, heads = int(shape["model_dim"]), int(shape["q_heads"])
-    inner = heads * int(shape["head_dim"])
-    qkv = inner + 2 * int(shape["kv_heads"]) * int(shape["head_dim"])
+    name = case.provider.partition(":")[0]
+    d, heads, kv_heads, width = (
+        int(case.workload[key]) for key in ("model_dim", "q_heads", "kv_heads", "head_dim")
+    )
+    found = form_cost(name, FormShape(d, heads, kv_heads, width))
+    if found is not None:
+        return found
+    inner, qkv = heads * width, (heads + 2 * kv_heads) * width
     gates = 3 * heads if case.settings["lists"] != "dense" else 0
     info = provider_info(case.provider)
-    synthesised = info is not None and info.synthesised
-    matrices, vectors = (2, 2 * (qkv + d)) if synthesised else (1, 0)
-    return matrices * (d * qkv + inner * d) + gates * d, vectors + gates
+    matrices, vectors = 1, 0
+    if info is not None and info.synthesised:
+        matrices, vectors = 2, (1 if name == "dimension" else 2) * (qkv + d)
+    products = matrices * (d * qkv + inner * d) + gates * d
+    return FormCost(products, products + vectors + gates)

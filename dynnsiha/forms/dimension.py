@@ -40,13 +40,37 @@ class ProtoProjections(nn.Module):
         return (values, masks) if return_routing else values
 
 
-class DimensionDynSIHA(AttentionLayer):
-    """Four SPLs make q, k, v and the output, a mask per feature (semantics.md, section 1).
+class ProtoOutput(nn.Module):
+    """What was attended to y, by a `SparseProtoLinear`: o [B, T, H D] → [B, T, d].
 
-    x [B, T, d_model] → y [B, T, d_model]. The output's router reads what was attended divided by
-    its RMS. Deprecated: features die, since under relu one that no token opens is never trained
-    again. It stays as a row to compare with; `collapsed_share` says how many of its neurons no
-    token has opened. Its routing holds the masks of q, k, v side by side and of the output.
+    Its router reads o / RMS(o): averages of masked values are far smaller than the unit variance
+    that routers are made for, and would open next to nothing.
+
+    Args:
+        d_model: width of y.
+        layout: heads and their width.
+        router, mask: of the SPL.
+    """
+
+    def __init__(
+        self, d_model: int, layout: HeadLayout, *, router: Router = "dot", mask: Mask = "relu"
+    ) -> None:
+        super().__init__()
+        self.proto = SparseProtoLinear(layout.output_width, d_model, router=router, mask=mask)
+
+    def forward(self, o: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """y, and with ``return_routing`` its mask [B, T, d]."""
+        direction = F.rms_norm(o, o.shape[-1:], eps=_EPS)
+        return self.proto(o, direction, return_routing=return_routing)
+
+
+class DimensionDynSIHA(AttentionLayer):
+    """Four SPLs make q, k, v and the output, a mask per feature.
+
+    x [B, T, d_model] → y [B, T, d_model]. Deprecated: features die, since under relu one that no
+    token opens is never trained again. It stays as a row to compare with; `collapsed_share` says
+    how many of its neurons no token has opened. Its routing holds the masks of q, k, v side by side
+    and of the output.
 
     Args:
         d_model: width of x and y.
@@ -73,7 +97,7 @@ class DimensionDynSIHA(AttentionLayer):
         layout = HeadLayout.of(d_model, heads, kv_heads, head_dim)
         projections = (
             ProtoProjections(d_model, layout, router=router, mask=mask),
-            SparseProtoLinear(layout.output_width, d_model, router=router, mask=mask),
+            ProtoOutput(d_model, layout, router=router, mask=mask),
         )
         super().__init__(layout, projections, DenseCore(), rotary_base=rotary_base)
 
@@ -84,10 +108,7 @@ class DimensionDynSIHA(AttentionLayer):
         q, k, v = self.layout.split(qkv)
         q, k = self.rotate(q, k, positions)
         o, _ = self.core(q, k, v, x, cache=cache)
-        o = o.flatten(-2)
-        # Averages of masked values are far smaller than the unit variance routers are made for.
-        direction = F.rms_norm(o, o.shape[-1:], eps=_EPS)
-        y, output_mask = self.output(o, direction, return_routing=True)
+        y, output_mask = self.output(o.flatten(-2), return_routing=True)
         return (y, LayerRouting(qkv=qkv_mask, output=output_mask)) if return_routing else y
 
 

@@ -14,7 +14,7 @@ from dynnsiha.synthesis.routing import Mask, Router
 
 
 class FlatDynSIHA(RefiningForm):
-    """L blocks, each with its own head experts, MLP experts and routers (semantics.md, section 1).
+    """L blocks, each with its own head experts, MLP experts and routers.
 
     x [B, T, d_model] → y [B, T, d_model]: what the blocks add to the stream x, one after another.
     Of E experts a token takes k, by its content; the outputs are added with the router's weights.

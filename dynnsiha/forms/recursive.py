@@ -11,7 +11,7 @@ from dynnsiha.synthesis.routing import Mask, Router
 
 
 class RecursiveDynSIHA(RefiningForm):
-    """T_steps refinements by one block, whose experts every step routes anew (section 1).
+    """T_steps refinements by one block, whose experts every step routes anew.
 
     x [B, T, d_model] → y [B, T, d_model]: what the steps add to the stream x. It equals
     `FlatDynSIHA` with that many blocks of the same weights; its parameters do not depend on the

@@ -73,10 +73,10 @@ def unpaired_change(
     counts = len(baseline), len(candidate)
     if min(counts) >= 2:
         sems = stats.sem(baseline), stats.sem(candidate)
-        if max(sems) > _RESOLUTION:
+        if min(sems) > _RESOLUTION:
             freedom = float(stats.ttest_ind(baseline, candidate, equal_var=False).df)
-        else:
-            freedom = sum(counts) - 2
+        else:  # a side without any scatter: the other one's alone counts
+            freedom = counts[int(np.argmax(sems))] - 1
         error = math.hypot(*sems)
         spread = math.hypot(np.std(baseline, ddof=1), np.std(candidate, ddof=1))
     elif max(counts) >= 2:

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dynnsiha import DynNSIHA, DynSIHA, NativeSparseAttention, NSAConfig
+from dynnsiha import (
+    ConvLinearCompress,
+    DynNSIHA,
+    DynSIHA,
+    NativeSparseAttention,
+    NSAConfig,
+    TransformerCompress,
+)
 from dynnsiha.forms import (
     AttentionLayer,
     DenseCore,
@@ -31,6 +38,16 @@ HYBRID = replace(EXACT, query_tile=4, private_blocks=1)
 FORMS = {
     "dynsiha": lambda: DynSIHA(WIDTH, 2),
     "nsa": lambda: NativeSparseAttention(WIDTH, 4, 2, config=OVERLAPPING),
+    "nsa convolution": lambda: NativeSparseAttention(
+        WIDTH, 4, 2, config=OVERLAPPING, compression=ConvLinearCompress
+    ),
+    "nsa transformer": lambda: NativeSparseAttention(
+        WIDTH, 4, 2, config=OVERLAPPING, compression=TransformerCompress
+    ),
+    "nsa per head, trained choice": lambda: NativeSparseAttention(
+        *(WIDTH, 4, 2),
+        config=replace(OVERLAPPING, per_head_lists=True, differentiable_topk=True),
+    ),
     "dynnsiha exact": lambda: DynNSIHA(WIDTH, 2, config=EXACT),
     "dynnsiha hybrid": lambda: DynNSIHA(WIDTH, 2, config=HYBRID),
     "dynnsiha hybrid reference": lambda: DynNSIHA(WIDTH, 2, config=HYBRID, backend="reference"),
@@ -127,7 +144,7 @@ def test_the_sliding_branch_alone_is_a_window(backend):
     torch.testing.assert_close(layer(x), _written_out(layer, x, _causal(111, window=24)))
 
 
-@pytest.mark.parametrize("name", ["nsa", "dynnsiha exact", "dynnsiha hybrid"])
+@pytest.mark.parametrize("name", [name for name in FORMS if "nsa" in name])
 def test_backends_agree_in_output_and_gradients(name):
     layer = _form(name).double()
     results = []
@@ -199,7 +216,7 @@ def test_routing_shows_what_the_input_decided(name):
     y, routing = layer(x, return_routing=True)
     assert torch.equal(y, layer(x))
     layout = layer.layout
-    if name == "nsa":
+    if name.startswith("nsa"):
         assert routing.qkv is None
         assert routing.output is None
     else:
@@ -210,8 +227,9 @@ def test_routing_shows_what_the_input_decided(name):
         assert routing.gates is None
         assert routing.attention is None
     else:
+        lists = layout.q_heads if "per head" in name else layout.kv_heads
         assert routing.gates.shape == (2, 111, layout.q_heads, 3)
-        assert routing.attention.block_counts.shape == (2, 111, layout.kv_heads)
+        assert routing.attention.block_counts.shape == (2, 111, lists)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])

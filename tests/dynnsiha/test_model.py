@@ -236,8 +236,10 @@ def test_public_names_exist_and_load_when_used():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_architecture_pages_example_runs(capsys):
+def test_the_architecture_pages_examples_run(capsys, tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
-    example = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(example[1], str(page), "exec"), {})
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(examples), str(page), "exec"), {})
     assert "loss" in capsys.readouterr().out
+    assert (tmp_path / "kept" / "model.safetensors").is_file()

@@ -63,6 +63,10 @@ def test_defaults_resolve_and_hold_the_baseline(device):
     names = default_providers(device)
     assert resolve_providers(",".join(names), "attention", device) == names
     assert "sdpa" in names
+    assert all("attention" in PROVIDERS[name.partition(":")[0]].suites for name in names)
+    forms = {"dynsiha", "dynnsiha", "nsa", "dimension", "flat", "recursive", "transformer"}
+    assert forms <= set(default_providers(device, "layer"))
+    assert default_providers(device, "layer")[: len(names)] == names
 
 
 def test_unknown_suite_lists_what_there_is():

@@ -15,9 +15,12 @@ from dynbench.suites.prepare import prepare
 from dynbench.suites.providers.loading import load_provider
 from dynbench.suites.shapes import Shape
 from dynbench.suites.spec import Spec
+from dynnsiha.forms.grouped import Dispatch
 
 SHAPE = Shape("", 4, 2, 8, model_dim=24)
-PROVIDERS = ["sdpa", "nsa", "dynsiha", "dynnsiha"]
+SINGLE = ["sdpa", "nsa", "dynsiha", "dynnsiha", "dimension"]
+BLOCKS = ["flat", "recursive", "transformer"]
+PROVIDERS = SINGLE + BLOCKS
 
 
 def case_of(provider, pass_="forward", seq_len=150, **changes):
@@ -60,7 +63,7 @@ def test_layers_without_a_window_pass():
 
 
 @pytest.mark.parametrize("pass_", ["backward", "forward_backward"])
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", SINGLE)
 def test_long_layers_pass_sampled(provider, pass_, little_budget):
     call = call_of(provider, pass_, 700)
     call.keep_forward() if pass_ == "backward" else None
@@ -71,7 +74,54 @@ def test_long_layers_pass_sampled(provider, pass_, little_budget):
     assert "in a further call" in found.checked
 
 
-@pytest.mark.parametrize("provider", ["sdpa", "dynnsiha"])
+@pytest.mark.parametrize("pass_", ["forward", "backward", "forward_backward"])
+@pytest.mark.parametrize("provider", BLOCKS)
+def test_long_layers_of_several_blocks_pass_on_their_first_tokens(provider, pass_, monkeypatch):
+    monkeypatch.setitem(sampling.GRADIENT_PAIRS, "cpu", 2**17)
+    call = call_of(provider, pass_, 300)
+    call.keep_forward() if pass_ == "backward" else None
+    outputs = getattr(call, pass_)()
+    found = call.check(outputs)
+    assert found.passed, found
+    assert "the first 128 tokens" in found.checked
+    for index in range(len(outputs)):
+        assert not call.check(spoilt(outputs, index, 1.02)).passed
+    if pass_ != "forward":
+        wrong = call_of(provider, pass_, 300)
+        wrong.keep_forward() if pass_ == "backward" else None
+        right = wrong.gradients_for
+        wrong.gradients_for = lambda d_out: spoilt(right(d_out), 3, 1.01)
+        assert not wrong.check(getattr(wrong, pass_)()).passed
+
+
+@pytest.mark.parametrize("provider", ["flat", "recursive"])
+def test_layers_that_take_the_wrong_experts_fail(provider):
+    call = call_of(provider)
+    router = call.layer.sequence[1].mlp.router
+    forward = router.forward
+
+    def worst_expert(x):
+        choice = forward(x)
+        indices = torch.cat((choice.indices[..., :1], choice.logits.argmin(-1, True)), -1)
+        weights = router.prototypes.weights(choice.logits).gather(-1, indices)
+        dispatch = Dispatch.of(indices.flatten(0, 1), router.experts)
+        return replace(choice, indices=indices, weights=weights, dispatch=dispatch)
+
+    router.forward = worst_expert
+    found = call.check(call.forward())
+    assert not found.passed
+    assert "100.00% of the tokens took an expert" in found.problem
+
+
+def test_blocks_with_another_attention_fail():
+    call = call_of("recursive")
+    core = call.layer.block.heads.core
+    attention = core.attention
+    core.attention = lambda q, k, v: attention(q.roll(1, 1), k, v)
+    assert not call.check(call.forward()).passed
+
+
+@pytest.mark.parametrize("provider", ["sdpa", "dynnsiha", *BLOCKS])
 def test_low_precision_layers_pass(provider):
     call = call_of(provider, "forward_backward", dtype="bfloat16")
     found = call.check(call.forward_backward())

@@ -15,7 +15,7 @@ from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.providers.loading import load_provider
 from dynbench.suites.shapes import Shape
 from dynbench.suites.spec import Spec
-from dynbench.suites.work import case_work, dense_pairs, layer_parameters
+from dynbench.suites.work import case_work, dense_pairs, layer_cost
 from dynnsiha.attention.config import NSAConfig
 from dynnsiha.attention.lists import tile_lists
 from dynnsiha.attention.reference import reference
@@ -150,15 +150,16 @@ def layer_case(provider, pass_="forward", seq_len=40):
     return plan(options)[0]
 
 
-LAYERS = ["sdpa", "nsa", "dynsiha", "dynnsiha"]
+LAYERS = ["sdpa", "nsa", "dynsiha", "dynnsiha", "dimension"]
+BLOCKS = ["flat", "recursive", "transformer"]
 
 
-@pytest.mark.parametrize("provider", LAYERS)
+@pytest.mark.parametrize("provider", LAYERS + BLOCKS)
 def test_layer_parameters_are_those_of_the_layer(provider):
     case = layer_case(provider)
     spec = Spec.of(case)
     layer = build_layer(spec, load_provider(spec))
-    assert sum(layer_parameters(case)) == sum(p.numel() for p in layer.parameters())
+    assert layer_cost(case).parameters == sum(p.numel() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("pass_", PASSES)
@@ -186,9 +187,41 @@ def test_layer_flops_are_the_projections_matrix_products_and_the_attention(provi
     assert work.dense_flops - core.dense_flops == counted[pass_]
 
 
+@pytest.mark.parametrize("pass_", PASSES)
+def test_plain_blocks_cost_as_much_as_the_forms_with_experts(pass_):
+    flat, recursive, plain = (case_work(layer_case(name, pass_)) for name in BLOCKS)
+    assert flat.flops == recursive.flops == plain.flops
+    assert flat.dense_flops == flat.flops
+    assert flat.bytes > plain.bytes
+
+
+def test_flops_of_plain_blocks_are_their_matrix_products_and_the_attention():
+    case = layer_case("transformer")
+    layer = build_layer(Spec.of(case), load_provider(Spec.of(case)))
+    with FlopCounterMode(display=False) as counter:
+        for block in layer.blocks:
+            for linear in (block.heads.qkv, block.heads.output, block.inner, block.outer):
+                linear(torch.randn(2, 40, linear.in_features))
+    attention = 2 * 4 * 2 * 4 * 8 * dense_pairs(40)  # blocks, FLOPs a pair, B, H, D
+    assert case_work(case).flops == counter.get_total_flops() + attention
+
+
+def test_flops_of_the_forms_with_experts_are_those_of_the_experts_taken():
+    case = layer_case("flat")
+    layer = build_layer(Spec.of(case), load_provider(Spec.of(case)))
+    products = 0
+    for block in layer.blocks:
+        for bank in (block.heads.qkv, block.heads.output, block.mlp.inner, block.mlp.output):
+            products += block.mlp.router.active * bank.weight[0].numel()
+        for router in (block.heads.router, block.mlp.router):
+            products += router.prototypes.proto.numel()
+    assert layer_cost(case).products == products
+    assert layer_cost(case).attentions == len(layer.blocks)
+
+
 def test_layer_bytes_are_x_y_and_parameters_once():
     case = layer_case("dynnsiha")
-    parameters, tokens = sum(layer_parameters(case)), 2 * 40 * 24
+    parameters, tokens = layer_cost(case).parameters, 2 * 40 * 24
     assert case_work(case).bytes == 4 * (2 * tokens + parameters)
     backward = case_work(layer_case("dynnsiha", "backward"))
     assert backward.bytes == 4 * (3 * tokens + 2 * parameters)  # x, dy, dx; parameters, gradients

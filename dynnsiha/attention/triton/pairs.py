@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..config import BRANCHES
+from .architecture import AMPERE
 from .geometry import line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of
@@ -301,6 +302,7 @@ def _launch(
         SINGLE=units is None,
         DIAGONAL=diagonal,
         DQ=dq is not None,
+        TURNED=problem.family != AMPERE,
     )
     return Segments(dk, dv, order.segment)
 
@@ -347,6 +349,7 @@ def _backward(
     SINGLE: tl.constexpr,
     DIAGONAL: tl.constexpr,
     DQ: tl.constexpr,
+    TURNED: tl.constexpr,
 ):
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
@@ -406,13 +409,15 @@ def _backward(
             dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
             dk_acc = tl.dot(ds, tile, dk_acc)
             if DQ:
-                # Transposed: the width of the heads fills a matrix tile with few rows too.
-                part = tl.dot(tl.trans(keys), ds)
                 to = (token - first_row).to(tl.int64) * piece_heads + kv - first_head
                 to = ((to * slots + number % slots) * G + g) * D
-                tl.store(
-                    dq + to[None, :] + d[:, None], part.to(dq.dtype.element_ty), mask=live[None, :]
-                )
+                if TURNED:
+                    # The width of the heads, not the few rows, fills the matrix instruction.
+                    part = tl.trans(tl.dot(tl.trans(keys), ds))
+                else:
+                    part = tl.dot(tl.trans(ds), keys)
+                part = part.to(dq.dtype.element_ty)
+                tl.store(dq + to[:, None] + d[None, :], part, mask=live[:, None])
         at = tl.program_id(0).to(tl.int64) * BS * D
         at = at + tl.arange(0, BS)[:, None] * D + d[None, :]
         tl.store(dk + at, dk_acc)

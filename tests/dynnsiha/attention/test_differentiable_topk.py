@@ -54,7 +54,11 @@ def lists_of(aux, t, head, c):
     else:
         shared = aux.block_indices[0][0, t // c.query_tile, head].tolist()
         private = aux.block_indices[1][0, t, head].tolist()
-    return shared[: c.init_blocks + c.local_blocks], shared[c.init_blocks + c.local_blocks :], private
+    return (
+        shared[: c.init_blocks + c.local_blocks],
+        shared[c.init_blocks + c.local_blocks :],
+        private,
+    )
 
 
 def scores_of(q, k, t, head, c):
@@ -192,9 +196,7 @@ def test_attend_of_the_surrogate_is_plain_attention_at_its_point():
     """At s = s0 every weight is 1: the surrogate is softmax attention over the listed tokens."""
     q, k, v, _ = operands()
     config = config_of("exact")
-    _, aux = native_sparse_attention(
-        *operands(), config, backend="reference", return_aux=True
-    )
+    _, aux = native_sparse_attention(*operands(), config, backend="reference", return_aux=True)
     base = {(t, 0): scores_of(q[0], k[0], t, 0, config) for t in range(LENGTH)}
     out = surrogate(q[0], k[0], v[0], aux, base, config)
     for t in (0, 9, 26):

@@ -66,9 +66,7 @@ def assert_same(out, aux, expected, auxes):
 def test_equals_each_head_by_itself(name, backend):
     inputs = operands()
     expected, auxes = head_by_head(*inputs, config_of(name, per_head=False))
-    out, aux = native_sparse_attention(
-        *inputs, config_of(name), backend=backend, return_aux=True
-    )
+    out, aux = native_sparse_attention(*inputs, config_of(name), backend=backend, return_aux=True)
     assert_same(out, aux, expected, auxes)
     shared = native_sparse_attention(*inputs, config_of(name, per_head=False))
     assert not torch.allclose(out, shared)  # the heads do disagree

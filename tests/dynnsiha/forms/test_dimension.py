@@ -41,7 +41,7 @@ def _written_out(form: DimensionDynSIHA, x: Tensor) -> Tensor:
         logits = (queries @ keys.mT / 8**0.5).masked_fill(future, -torch.inf)
         outs.append(logits.softmax(-1) @ v[..., head // 2 * 8 :][..., :8])
     o = torch.cat(outs, -1)
-    return _spl(form.output, o, o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt())
+    return _spl(form.output.proto, o, o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt())
 
 
 def test_it_is_attention_between_four_spls():
@@ -72,7 +72,7 @@ def test_collapse_counts_neurons_that_no_token_opens():
     assert float(collapsed_share(routing.qkv, routing.output)) < 0.05
     with torch.no_grad():
         form.qkv.k.router.gate += 1e6  # 16 of 64 neurons of q, k, v
-        form.output.router.gate[:8] += 1e6  # 8 of 32
+        form.output.proto.router.gate[:8] += 1e6  # 8 of 32
     _, routing = form(x, return_routing=True)
     assert float(collapsed_share(routing.qkv)) == pytest.approx(0.25, abs=0.04)
     closed = [

@@ -88,9 +88,9 @@ def test_experts_of_a_block_are_never_used_by_another():
             bank.weight.mul_(2.0)
     other, after = form(x, return_routing=True)
     assert not torch.allclose(y, other)
-    for one, same in ((before.blocks[0], after.blocks[0]),):
-        assert torch.equal(one.mlp.mixtures[-1], same.mlp.mixtures[-1])
-        assert torch.equal(one.heads.experts.mixtures[-1], same.heads.experts.mixtures[-1])
+    first, same = before.blocks[0], after.blocks[0]
+    assert torch.equal(first.mlp.mixtures[-1], same.mlp.mixtures[-1])
+    assert torch.equal(first.heads.experts.mixtures[-1], same.heads.experts.mixtures[-1])
     own = {id(p) for p in form.blocks[0].parameters()}
     assert own.isdisjoint(id(p) for p in form.blocks[1].parameters())
     # The first block alone: no gradient reaches the second one's experts.

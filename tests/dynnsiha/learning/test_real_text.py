@@ -92,13 +92,13 @@ def test_real_text_is_predicted_better_than_by_its_own_bigrams(name, text, words
     assert evaluate(model, fresh, batches=12) < bigram_loss(windows.char_ids) - 0.03
 
 
-@pytest.mark.parametrize("name", ["dynnsiha", "flat"])
+@pytest.mark.parametrize("name", ["dynsiha", "flat"])
 def test_all_auxiliary_losses_leave_it_so(name, text, words):
     torch.manual_seed(0)
     model = MODELS[name](words.num_ids)
     windows = TextWindows.of(text, words, **OPTIONS)
     optimizer = RMSuon(model.parameters(), lr=2e-2)
-    neurons = name == "dynnsiha"
+    neurons = name == "dynsiha"
     objective = Objective(
         surprise_weight=0.1 * neurons,
         kl_weight=0.01 * neurons,

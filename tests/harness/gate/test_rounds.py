@@ -1,0 +1,236 @@
+"""A-B-B-A rounds of two revisions in worktrees of a real repository, by real processes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from dynbench.harness.case import Case
+from dynbench.harness.gate import gating
+from dynbench.harness.gate.errors import InvalidData, NothingToCompare, SettingsError
+from dynbench.harness.gate.outcome import Outcome
+from dynbench.harness.gate.revision import versions
+from dynbench.harness.gate.rounds import (
+    BASELINE,
+    CANDIDATE,
+    Clock,
+    Progress,
+    Rounds,
+    Side,
+    gate_folder_for,
+    read_side,
+)
+from dynbench.harness.gate.settings import Settings
+from dynbench.harness.gate.verdicts import Verdict
+from dynbench.harness.run import RunOptions
+
+PACKAGE = "tinylib"
+LIBRARY = """
+import time
+
+def steady(source):
+    time.sleep(0.01)
+    return source * 2
+
+def slowed(source):
+    time.sleep({seconds})
+    return source * 2
+
+def broken(source):
+    return source * {factor}
+"""
+CASES = [
+    Case("tiny", provider, "forward", "cpu", "float32", "wall", {"seq_len": 64})
+    for provider in ("steady", "slowed", "broken")
+]
+# the machine that runs the tests may be busy: only a plain difference is asked for
+SETTINGS = Settings(
+    min_rounds=2, max_rounds=2, threshold=0.5, confidence=0.8, max_other_cpu_share=1.0
+)
+
+
+@dataclass
+class Gate:
+    """One finished gate: what it found, and what it left behind."""
+
+    outcome: Outcome
+    rounds: Rounds
+    commits: tuple[str, str]
+    digests: dict[str, str]
+    progress: list[Progress]
+    said: list[str]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    command = ["git", "-C", str(folder), *who, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory) -> Gate:
+    """Revision two sleeps ten times as long as revision one, and gets one function wrong."""
+    repository = tmp_path_factory.mktemp("repository")
+    git(repository, "init", "-q")
+    (repository / PACKAGE).mkdir()
+    for seconds, factor in ((0.02, 2), (0.2, 3)):
+        source = LIBRARY.format(seconds=seconds, factor=factor)
+        (repository / PACKAGE / "__init__.py").write_text(source)
+        git(repository, "add", "-A")
+        git(repository, "commit", "-q", "-m", f"sleep {seconds}")
+    progress: list[Progress] = []
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with versions(repository, "HEAD~1..HEAD", PACKAGE) as (old, new):
+            digests = {BASELINE: old.digest, CANDIDATE: new.digest}
+            rounds = Rounds(
+                folder=gate_folder_for(tmp_path_factory.mktemp("gates"), digests),
+                sides={
+                    BASELINE: Side(old.name, old.environment, old.columns),
+                    CANDIDATE: Side(new.name, new.environment, new.columns),
+                },
+                prepare="tinysuite:prepare",
+                options=RunOptions(quick=True, timeout_s=60),
+                on_progress=progress.append,
+            )
+            rounds._ceilings["cpu"] = {"float32": [10.0, 0.1]}  # spares a second in each process
+            outcome = gating.gate_rounds(rounds, CASES, SETTINGS, say=said.append)
+            commits = (str(old.commit), str(new.commit))
+    return Gate(outcome, rounds, commits, digests, progress, said)
+
+
+def found(outcome: Outcome) -> dict[str, Verdict]:
+    return {v.label.split()[0].removeprefix("tiny/"): v.verdict for v in outcome.verdicts}
+
+
+def test_the_slow_down_and_the_wrong_result_are_found_and_the_rest_is_not(gate):
+    verdicts = found(gate.outcome)
+    assert verdicts["slowed"] == Verdict.REGRESSED
+    assert verdicts["broken"] == Verdict.INVALID
+    assert verdicts["steady"] in (Verdict.UNCHANGED, Verdict.AMBIGUOUS)
+    assert gate.outcome.exit_code == 1
+    assert [v.label.split()[0] for v in gate.outcome.blocking] == ["tiny/slowed", "tiny/broken"]
+
+
+def test_flagged_cases_and_no_others_were_measured_again(gate):
+    retested, _ = read_side(gate.rounds.folder, CANDIDATE, "retest")
+    assert {r.row["provider"] for r in retested} == {"slowed", "broken"}
+    assert gate.said[0].startswith("2 flagged, measured again: ")
+    assert gate.outcome.notes[-1] == "retest: 2 of 2 flagged cases recurred"
+    slowed, broken = gate.outcome.blocking
+    assert slowed.notes[-1].startswith("and in the retest: regressed (+")
+    assert broken.notes[-1] == "and in the retest: invalid"
+    assert "(4 of 4 rows)" in broken.reason
+
+
+def test_rows_say_which_code_they_measured(gate):
+    for side, commit in zip((BASELINE, CANDIDATE), gate.commits, strict=True):
+        readings, problems = read_side(gate.rounds.folder, side)
+        assert problems == []
+        assert {r.row["git_commit"] for r in readings} == {commit}
+        assert not any(r.row["git_dirty"] for r in readings)
+
+
+def test_cases_go_through_four_fresh_processes_in_mirrored_order(gate):
+    readings = {side: read_side(gate.rounds.folder, side)[0] for side in (BASELINE, CANDIDATE)}
+    taken = sorted(
+        (r.row["started_at"], r.round, r.row["provider"], side, r.row["run_id"])
+        for side, found in readings.items()
+        for r in found
+    )
+    orders = {
+        (index, provider): "".join(
+            "AB"[side == CANDIDATE] for _, i, p, side, _ in taken if (i, p) == (index, provider)
+        )
+        for _, index, provider, _, _ in taken
+    }
+    assert set(orders.values()) == {"ABBA", "BAAB"}
+    assert {order for (index, _), order in orders.items() if index == 0} == {"ABBA"}
+    assert [provider for _, index, provider, *_ in taken if index == 0] == [
+        case.provider for case in CASES for _ in range(4)
+    ]
+    assert len({run_id for *_, run_id in taken}) == 8
+    last = [p for p in gate.progress if p.stage == "" and p.round == 1][-1]
+    assert (last.done, last.total) == (12, 12)
+
+
+def test_a_finished_gate_is_judged_again_without_measuring(gate):
+    before = sorted(path.stat().st_mtime_ns for path in gate.rounds.folder.rglob("*.parquet"))
+    nothing = replace(gate.rounds, prepare="there_is:none")
+    again = gating.gate_rounds(nothing, CASES, SETTINGS)
+    assert again.verdicts == gate.outcome.verdicts
+    stored = gating.gate_folder(gate.rounds.folder, SETTINGS)
+    assert stored.verdicts == gate.outcome.verdicts
+    after = sorted(path.stat().st_mtime_ns for path in gate.rounds.folder.rglob("*.parquet"))
+    assert after == before
+
+
+def test_one_round_more_is_all_that_is_measured(gate, tmp_path, monkeypatch):
+    """Resuming a gate that was cut off: rows that are there are kept, whatever they say."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = tmp_path / gate.rounds.folder.name
+    shutil.copytree(gate.rounds.folder, folder)
+    for path in (folder / CANDIDATE).glob("*-001-*"):
+        shutil.rmtree(path)
+    broken = replace(gate.rounds, folder=folder, prepare="there_is:none")
+    again = gating.gate_rounds(broken, CASES[:1], replace(SETTINGS, retest=False))
+    (verdict,) = again.verdicts
+    assert (verdict.verdict, verdict.blocks) == (Verdict.INVALID, True)
+    assert "(2 of 4 rows)" in verdict.reason
+    assert "there_is" in verdict.reason
+
+
+def test_only_a_gate_of_the_same_code_is_resumed(gate, tmp_path):
+    root = gate.rounds.folder.parent
+    assert gate_folder_for(root, gate.digests, resume=True) == gate.rounds.folder
+    assert gate_folder_for(gate.rounds.folder, gate.digests, resume=True) == gate.rounds.folder
+    with pytest.raises(SettingsError, match="measured other code"):
+        gate_folder_for(root, {**gate.digests, CANDIDATE: "changed"}, resume=True)
+    with pytest.raises(SettingsError, match="no gate in"):
+        gate_folder_for(tmp_path, gate.digests, resume=True)
+
+
+def test_a_self_check_derives_noise_floors_and_refuses_lower_thresholds(gate):
+    """The steady case, as if both sides were one version: all its rows are there already."""
+    found = gating.self_check(gate.rounds, CASES[:1], SETTINGS)
+    (floor,) = found.floors.values()
+    (verdict,) = found.outcome.verdicts
+    assert floor == pytest.approx(max(verdict.high, 1 / (1 + verdict.low) - 1))
+    above = gating.self_check(gate.rounds, CASES[:1], replace(SETTINGS, threshold=floor + 0.001))
+    gating.refuse_low_thresholds(above)
+    below = gating.self_check(gate.rounds, CASES[:1], replace(SETTINGS, threshold=floor / 2))
+    with pytest.raises(SettingsError, match=r"noise floor, .*tiny/steady.*set threshold = "):
+        gating.refuse_low_thresholds(below)
+
+
+def test_a_torn_round_is_invalid_data(gate, tmp_path):
+    folder = tmp_path / gate.rounds.folder.name
+    shutil.copytree(gate.rounds.folder, folder)
+    parquet = sorted(folder.rglob("*.parquet"))[0]
+    parquet.write_bytes(parquet.read_bytes()[:300])
+    with pytest.raises(InvalidData, match="truncated"):
+        gating.gate_folder(folder, SETTINGS)
+    (parquet.parent / "run.json").unlink()
+    with pytest.raises(InvalidData, match="no round of a gate"):
+        gating.gate_folder(folder, SETTINGS)
+    with pytest.raises(InvalidData, match="holds no rounds"):
+        gating.gate_folder(tmp_path, SETTINGS)
+
+
+def test_no_case_is_nothing_to_compare(gate):
+    with pytest.raises(NothingToCompare, match="no case"):
+        gating.gate_rounds(gate.rounds, [], SETTINGS)
+
+
+def test_a_clock_lets_rounds_begin_that_fit():
+    assert Clock(None).fits()
+    clock = Clock(10.0)
+    assert clock.fits()
+    clock.longest_s = 11.0
+    assert not clock.fits()
