@@ -19,6 +19,8 @@ from dynbench.harness.cpuload import CpuLoad
 from dynbench.harness.machine import cpu_mhz
 from dynbench.harness.nvml import NvmlDevice, event_reasons, is_throttled, open_device
 
+_UTILIZATION_PERIOD_S = 1.0  # NVML's numbers look back so far: at what ran before, too
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -70,7 +72,8 @@ class Telemetry:
             self._thread.join()
         self._readings.append(self._look())
         self._other_cpu_share = self._load.others_share()
-        busy = self._nvml.busy_processes(self._began_s) if self._nvml else None
+        since_s = self._began_s + _UTILIZATION_PERIOD_S
+        busy = self._nvml.busy_processes(since_s) if self._nvml else None
         # one of them is this one, whose id a container may have changed
         self._other_gpu_processes = busy - 1 if busy else None
 

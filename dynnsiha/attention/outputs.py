@@ -21,7 +21,7 @@ class NSAAux:
         block_counts: int32 [B, T, K] (or H), blocks per query; 0 where the selected branch is off.
         lse: float [B, T, H], natural log of the sum of exponentials of the scaled logits in the
             selected branch; -inf where a query has no blocks, or the branch is off.
-        backend: the backend that ran.
+        backend: the backend that ran; "cached" for tokens that came after others in a cache.
     """
 
     block_indices: BlockIndices

@@ -266,8 +266,9 @@ class AttentionLayer(nn.Module):
             cache.require_room(x.shape[1])
             if positions is None:
                 positions = cache.positions(x.shape[1])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            return self._attend(x, positions, cache, return_routing)
+            with torch.no_grad():
+                return self._attend(x, positions, cache, return_routing)
+        return self._attend(x, positions, None, return_routing)
 
     def _attend(
         self, x: Tensor, positions: Tensor | None, cache: KVCache | None, return_routing: bool

@@ -307,7 +307,8 @@ def _measured(host: Host, asked: _Asked, saved: Baseline | None, settings: Setti
         folder = gate_folder_for(asked.root, digests, resume=asked.resume)
         rounds = _rounds(host, folder, {"baseline": old, "candidate": new}, settings)
         what = "against itself" if asked.self_check else f"against {old.name}"
-        _say(f"{new.name} {what}: {host.describe(cases)}; {len(cases)} cases, rows in {folder}")
+        _say(f"{new.name} {what}: {host.describe(cases)}")
+        _say(f"cases: {len(cases)}, rows in {folder}")
         clock = Clock(asked.limit_s)
         if not asked.self_check:
             return gating.gate_rounds(

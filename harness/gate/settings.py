@@ -157,7 +157,7 @@ def dump_settings(settings: Settings) -> str:
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest known word, or what there is."""
+    """``did you mean 'x'?`` with the nearest known word, or what there is."""
     close = difflib.get_close_matches(word, known, 1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
@@ -177,7 +177,7 @@ def _kinds(of: type[Any]) -> dict[str, str]:
 def _check_keys(values: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for name in values:
         if name not in known:
-            raise SettingsError(f"{where}unknown key {name!r}; {nearest(name, known)}")
+            raise SettingsError(f"{where}unknown key {name!r}: {nearest(name, known)}")
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:

@@ -8,12 +8,14 @@ from rich.console import Console
 
 from dynbench.dashboards.terminal import (
     RunDisplay,
+    change_text,
     duration_text,
     facts_table,
     latency_text,
     plan_table,
     row_line,
     rows_table,
+    verdicts_table,
 )
 from dynbench.harness.schema import complete_row
 from dynbench.harness.store import frame_of
@@ -195,3 +197,35 @@ def test_a_run_is_quiet_unless_on_a_terminal(terminal):
             "[1/2] attention/sdpa forward T=8k: 12.0 ms [11.5, 12.5], peak 3.00 MiB, 40 s left",
             "[2/2] attention/sdpa forward T=8k: 12.0 ms [11.5, 12.5], peak 3.00 MiB",
         ]
+
+
+VERDICT = {
+    "verdict": "regressed",
+    "case_id": "abcdef0123456789",
+    "label": "attention/nsa forward T=8k",
+    "blocks": True,
+    "reason": "slower by more than 3 %",
+    "notes": ("once", "and again\u202e"),
+    "baseline_ms": 1.0,
+    "candidate_ms": 1.1,
+    "change": 0.1,
+    "low": 0.08,
+    "high": 0.123,
+}
+
+
+def test_verdicts_say_what_changed_and_why():
+    unknown = dict.fromkeys(("baseline_ms", "candidate_ms", "change", "low", "high"))
+    missing = VERDICT | unknown | {"verdict": "missing", "notes": ()}
+    first, second = text_of(verdicts_table([VERDICT, missing])).splitlines()[1:]
+    assert first.split()[0] == "regressed"
+    assert "attention/nsa forward T=8k [abcdef01]" in first
+    assert "1.00 ms    1.10 ms  +10.0 % (+8.0, +12.3)" in first
+    assert "slower by more than 3 %; once; and again⟨U+202E⟩" in first
+    assert "%" not in second.replace("slower by more than 3 %", "")
+
+
+def test_changes_with_and_without_bounds():
+    assert change_text(None, None, None) == ""
+    assert change_text(-0.05, None, None) == "-5.0 %"
+    assert change_text(0.0, -0.01, 0.01) == "+0.0 % (-1.0, +1.0)"

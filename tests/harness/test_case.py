@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynbench.harness.case import SETTING_COLUMNS, WORKLOAD_COLUMNS, Case
-from dynbench.harness.schema import COLUMNS
+from dynbench.harness.schema import COLUMNS, complete_row
 
 VALUES = st.one_of(st.integers(0, 2**40), st.floats(0, 1), st.text(max_size=8))
 WORKLOADS = st.dictionaries(st.sampled_from(WORKLOAD_COLUMNS), VALUES)
@@ -99,3 +99,17 @@ def test_an_unknown_parameter_is_named():
 
 def test_label():
     assert make({"seq_len": 8192}, {}).label == "attention/nsa forward T=8192"
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_n": 16}, {"top_n": 16, "backend": "blockwise"}])
+@pytest.mark.parametrize("measured", [{}, {"backend": "blockwise"}])
+def test_a_row_leads_back_to_its_case(settings, measured):
+    case = make({"seq_len": 8192, "inputs": "normal"}, settings)
+    row = complete_row({**case.columns(), **measured})
+    assert Case.from_row(row) == case
+
+
+def test_a_row_that_does_not_is_told_from_one_that_does():
+    case = make({"seq_len": 8192}, {"top_n": 16})
+    assert Case.from_row(complete_row({**case.columns(), "top_n": 8})) is None
+    assert Case.from_row(complete_row({**case.columns(), "case_id": "0" * 16})) is None

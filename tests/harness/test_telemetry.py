@@ -84,6 +84,10 @@ class FakeDevice:
     def memory_used_bytes(self) -> int:
         return 123
 
+    def busy_processes(self, since_s: float) -> int:
+        assert abs(time.time() - since_s) < 60
+        return 2
+
 
 def test_the_poller_looks_while_samples_are_taken(monkeypatch):
     device = FakeDevice()
@@ -102,6 +106,8 @@ def test_the_poller_looks_while_samples_are_taken(monkeypatch):
     assert columns["throttled_samples"] == 3
     assert columns["samples_power_w"] is None
     assert watched.memory_used_bytes() == 123
+    assert columns["other_gpu_processes"] == 1  # the other one is this process
+    complete_row(columns)
     time.sleep(0.03)
     assert device.looks == looks  # the thread is gone
 
@@ -139,6 +145,24 @@ def test_older_drivers_tell_reasons_by_the_older_call(monkeypatch):
         pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: POWER_CAP
     )
     assert nvml.NvmlDevice(None).clock_event_bits() == POWER_CAP
+
+
+def test_processes_that_ran_on_the_gpu_are_counted_once(monkeypatch):
+    pynvml = pytest.importorskip("pynvml")
+    samples = []
+    for pid, use in ((1, 0), (2, 30), (2, 50), (3, 1)):
+        sample = pynvml.c_nvmlProcessUtilizationSample_t()
+        sample.pid, sample.smUtil = pid, use
+        samples.append(sample)
+    asked = []
+
+    def utilization(handle: object, since_us: int) -> list[object]:
+        asked.append(since_us)
+        return samples
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetProcessUtilization", utilization)
+    assert nvml.NvmlDevice(None).busy_processes(1.5) == 2
+    assert asked == [1_500_000]
 
 
 def test_reason_bits():

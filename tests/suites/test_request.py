@@ -19,6 +19,7 @@ from dynbench.suites.request import (
     parse_tiles,
     read_config,
     repeat_command,
+    wanted_by,
 )
 from dynbench.suites.shapes import SHAPES, Shape, UsageError
 
@@ -134,3 +135,36 @@ def test_a_command_line_overrides_what_excludes_it(given, gone):
 def test_further_words_of_a_command():
     (case,) = plan(PlanOptions((128,), "cpu", providers=("sdpa",)))
     assert repeat_command(case, how=["--quick"]) == repeat_command(case) + " --quick"
+
+
+def test_a_table_of_options_is_the_request_that_the_command_line_makes():
+    table = {"seq": [128, 256], "providers": "sdpa,nsa", "pass": ["forward"], "q-heads": 2}
+    table |= {"sparsity": [0.5, 0.75], "device": "cpu", "query_tile": 16, "seed": 3}
+    assert wanted_by(table) == PlanOptions(
+        seq_lens=(128, 256),
+        device="cpu",
+        providers=("sdpa", "nsa"),
+        passes=("forward",),
+        shapes=(Shape("", 2, 2, 64),),
+        query_tiles=(16,),
+        sparsities=(0.5, 0.75),
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"sequence": "8k"}, "unknown key 'sequence': did you mean 'seq'"),
+        ({"provider_files": "x.py"}, "provider_files"),
+        ({"passes": "forward"}, "passes"),
+        ({"quick": True}, "quick"),
+        ({"seq": {"from": 1}}, "must be a value or a list of values"),
+        ({"seed": "one"}, "must be a whole number"),
+        ({"seed": True}, "must be a value"),
+    ],
+)
+def test_a_table_of_other_things_is_refused(table, complaint):
+    with pytest.raises(UsageError) as refusal:
+        wanted_by({"device": "cpu", **table})
+    assert complaint in str(refusal.value)

@@ -23,6 +23,17 @@ class Tuned:
 # kernel: {head_dim: (rows, keys, warps, stages)}; keys 0: the kernel's own block size.
 _Entries = dict[str, dict[int, tuple[int, int, int, int]]]
 
+_AMPERE: _Entries = {
+    "compressed": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 32, 8, 2)},
+    "choice": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (32, 64, 4, 2)},
+    "pairs": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (32, 0, 8, 1)},
+    "tiles": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
+    "tiles backward": {64: (32, 64, 4, 2), 128: (32, 64, 4, 2), 256: (16, 32, 8, 1)},
+    "keys": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
+    "pairs backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
+    "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
+    "compressed backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+}
 _HOPPER: _Entries = {
     "compressed": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 8, 2)},
     "choice": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
@@ -34,9 +45,47 @@ _HOPPER: _Entries = {
     "units backward": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (32, 0, 8, 2)},
     "compressed backward": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 64, 8, 2)},
 }
-_AMPERE: _Entries = {k: dict(v) for k, v in _HOPPER.items()}
-_BLACKWELL: _Entries = {k: dict(v) for k, v in _HOPPER.items()}
+_BLACKWELL: _Entries = {
+    "compressed": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+    "choice": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
+    "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
+    "tiles": {64: (64, 0, 4, 3), 128: (64, 0, 8, 3), 256: (64, 0, 8, 2)},
+    "tiles backward": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "keys": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
+    "pairs backward": {64: (64, 0, 4, 2), 128: (32, 0, 4, 2), 256: (32, 0, 8, 1)},
+    "units backward": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
+    "compressed backward": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 64, 8, 1)},
+}
 _TABLE = {AMPERE: _AMPERE, HOPPER: _HOPPER, BLACKWELL: _BLACKWELL}
+_OTHER_BLOCKS: dict[tuple[int, int], _Entries] = {
+    (AMPERE, 128): {
+        "pairs": {64: (64, 0, 8, 2), 128: (64, 0, 8, 1)},
+        "tiles": {64: (64, 0, 8, 2), 128: (64, 0, 8, 1)},
+        "tiles backward": {64: (32, 64, 8, 1), 128: (16, 64, 8, 1)},
+        "keys": {64: (32, 0, 8, 2), 128: (16, 0, 8, 1)},
+        "pairs backward": {64: (32, 0, 8, 2), 128: (16, 0, 8, 1)},
+        "units backward": {64: (32, 0, 8, 2), 128: (16, 0, 8, 1)},
+    },
+    (HOPPER, 32): {
+        "keys": {256: (32, 0, 8, 2)},
+    },
+    (HOPPER, 128): {
+        "pairs": {64: (64, 0, 8, 3), 128: (64, 0, 8, 3)},
+        "tiles": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
+        "tiles backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
+        "keys": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
+        "pairs backward": {64: (64, 0, 8, 2), 128: (16, 0, 8, 2)},
+        "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2)},
+    },
+    (BLACKWELL, 128): {
+        "pairs": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
+        "tiles": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
+        "tiles backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
+        "keys": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
+        "pairs backward": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
+        "units backward": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
+    },
+}
 
 
 def tuned(
@@ -48,7 +97,8 @@ def tuned(
     most_queries: int | None = None,
 ) -> Tuned:
     """The entry of a kernel for ``group`` heads (a power of two) and at most so many queries."""
-    rows, keys, warps, stages = _TABLE[family][kernel][head_dim]
+    special = _OTHER_BLOCKS.get((family, config.block_size), {}).get(kernel, {})
+    rows, keys, warps, stages = special.get(head_dim) or _TABLE[family][kernel][head_dim]
     queries = max(1, rows // group)
     if most_queries is not None:
         queries = min(queries, most_queries)

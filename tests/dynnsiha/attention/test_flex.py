@@ -135,7 +135,7 @@ def test_bits_of_lists_reach_beyond_one_word():
 @on_cpu
 def test_a_backward_pass_on_a_cpu_is_refused_in_one_line():
     inputs = operands(64)
-    with pytest.raises(ValueError, match="backend='flex': .* no backward pass on a CPU; use"):
+    with pytest.raises(ValueError, match=r"backend='flex': .* no backward pass on a CPU; use"):
         native_sparse_attention(
             inputs[0].requires_grad_(), *inputs[1:], CONFIGS["exact"], backend="flex"
         )
@@ -177,7 +177,7 @@ def test_gradients_equal_the_reference_on_a_gpu(name, dtype):
 
 @on_gpu
 def test_a_gpus_limits_are_named():
-    with pytest.raises(TypeError, match="q: has dtype torch.float64; backend 'flex' takes"):
+    with pytest.raises(TypeError, match=r"q: has dtype torch\.float64; backend 'flex'"):
         native_sparse_attention(*operands(64, torch.float64), CONFIGS["exact"], backend="flex")
     with pytest.raises(ValueError, match="q: has head width 8; backend 'flex' takes 16"):
         native_sparse_attention(*operands(64, width=8), CONFIGS["exact"], backend="flex")

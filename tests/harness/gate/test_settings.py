@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -51,7 +54,7 @@ def test_the_defaults_are_those_of_an_empty_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("treshold = 0.05", "unknown key 'treshold'; did you mean 'threshold'?"),
+        ("treshold = 0.05", "unknown key 'treshold': did you mean 'threshold'?"),
         ("override = [{case = 'x', treshold = 1}]", "override: unknown key 'treshold'"),
         ("[[override]]\nthreshold = 0.1", "has no case"),
         ("threshold = '3 %'", "threshold = '3 %': must be a number"),
@@ -76,6 +79,15 @@ def test_what_makes_no_sense_is_refused_in_one_line(text, complaint, tmp_path):
     assert complaint in str(refusal.value)
     assert str(path) in str(refusal.value)
     assert refusal.value.exit_code == 2
+
+
+def test_the_documented_file_has_the_defaults_and_all_of_them():
+    text = (Path(__file__).parents[3] / "docs" / "gate.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    documented = parse_settings(tomllib.loads(block))
+    assert replace(documented, run={}, override=()) == Settings()
+    assert set(tomllib.loads(block)) == {f.name for f in fields(Settings)}
+    assert documented.override
 
 
 def test_a_file_that_is_not_there(tmp_path):

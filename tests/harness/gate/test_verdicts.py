@@ -64,6 +64,18 @@ def test_a_planted_slow_down_is_found(simulate, change, least):
     assert found >= least
 
 
+def test_a_cpus_planted_slow_down_is_found_three_deviations_above_the_threshold(simulate):
+    """The deviation is a round's, which is that of a process: two against two."""
+    change = math.expm1(math.log1p(0.03) + 3 * CPU_NOISE)
+    found = 0
+    for trial in range(100):
+        source = simulate(3000 + trial, CPU_NOISE)
+        quiet = [source.rounds(i, 8) for i in range(9)]
+        verdicts = judge([*quiet, source.rounds(9, 8, change)], Settings())
+        found += verdicts[-1].verdict == Verdict.REGRESSED
+    assert found >= 95
+
+
 def test_a_speed_up_is_found_and_does_not_block(simulate):
     (verdict,) = judge([simulate(1, GPU_NOISE).rounds(0, 8, change=-0.1)], Settings())
     assert (verdict.verdict, verdict.blocks) == (Verdict.IMPROVED, False)
