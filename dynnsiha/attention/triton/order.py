@@ -96,11 +96,11 @@ def by_block(
     every = _numbers(pieces * bins + 1, device, lowest, dtype)
     first = torch.searchsorted(order.values, every, out_int32=True)
     count = first.diff().view(pieces, bins)
-    segment = torch.zeros(pieces, bins + 1, dtype=torch.int32, device=device)
-    torch.cumsum((count + (length - 1)) // length, 1, dtype=torch.int32, out=segment[:, 1:])
+    ends = torch.cumsum((count + (length - 1)) // length, 1, dtype=torch.int32)
+    segment = torch.nn.functional.pad(ends, (1, 0))
     most = bins + piece_heads * slots * max(sizes) // length
-    number = _numbers(most, device).expand(pieces, most)
-    key = torch.searchsorted(segment[:, 1:], number, right=True, out_int32=True)
+    number = _numbers(most, device).repeat(pieces, 1)
+    key = torch.searchsorted(ends, number, right=True, out_int32=True)
     return [
         Order(order.indices, first[i * bins : (i + 1) * bins + 1], segment[i], key[i], length)
         for i in range(pieces)
