@@ -186,7 +186,7 @@ def default_providers(device: str, suite: str = "attention") -> tuple[str, ...]:
 
     Suite ``layer`` adds the providers that only it has: every form of DynSIHA.
     """
-    names = ("sdpa", "nsa", "dynsiha", "dynnsiha")
+    names: tuple[str, ...] = ("sdpa", "nsa", "dynsiha", "dynnsiha")
     if device != "cpu":
         names = ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")
     return names + tuple(p.name for p in PROVIDERS.values() if p.suites == (suite,) == ("layer",))

@@ -60,9 +60,7 @@ class Call:
         if packed:
             extra["bounds"] = list(itertools.accumulate(self.lengths, initial=0))
         if self.given == "lists":
-            extra["block_indices"] = torch.zeros(
-                batch, tokens, k, config.top_n, dtype=torch.int32
-            )
+            extra["block_indices"] = torch.zeros(batch, tokens, k, config.top_n, dtype=torch.int32)
         if self.given == "summaries":
             windows = (tokens - config.compress_block) // config.compress_stride + 1
             for name in ("k_cmp", "v_cmp"):
@@ -71,7 +69,10 @@ class Call:
         if self.trains:
             out.sum().backward()
 
-def _hybrid(**fields): return NSAConfig(query_tile="auto", private_blocks=2, **fields)
+
+def _hybrid(**fields):
+    return NSAConfig(query_tile="auto", private_blocks=2, **fields)
+
 
 CALLS = (
     Call("a", (64, 4, 128), _hybrid()),

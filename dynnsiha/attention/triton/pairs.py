@@ -2,9 +2,9 @@
 
 A program loads one block of keys and values and gathers the queries of one segment of pairs. It
 serves what is not shared by neighbours: private blocks, and all of exact NSA's. Every pair leaves a
-partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. They are joined in the
-order of the slots, so that nothing depends on the order of programs; what lies in slots without a
-block is undefined and never read.
+partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. They are joined in
+the order of the slots, so that nothing depends on the order of programs; what lies in slots without
+a block is undefined and never read.
 """
 
 from __future__ import annotations

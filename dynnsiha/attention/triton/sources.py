@@ -50,7 +50,7 @@ def keys_of(
     source, sequence, start, first, count, kv, stride_t, stride_h,
     N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Keys ``first`` ... of a sequence that begins at row ``start``: [N, D], 0 from ``count`` on."""
+    """Keys from ``first`` on of a sequence beginning at row ``start``: [N, D], 0 from ``count``."""
     if TMA:
         keys = tl.reshape(source.load([sequence, first, kv * D]), [N, D])
     else:
