@@ -295,7 +295,7 @@ def _require_assembler(target: Target) -> None:
 
     name = "ptxas-blackwell" if target.capability >= 100 else "ptxas"
     try:
-        knobs.nvidia.ptxas_blackwell if target.capability >= 100 else knobs.nvidia.ptxas
+        _ = knobs.nvidia.ptxas_blackwell if target.capability >= 100 else knobs.nvidia.ptxas
     except RuntimeError:
         raise FileNotFoundError(
             f"{name}: Triton's package has none that runs here, so nothing can be compiled for "
@@ -316,8 +316,9 @@ def compile_everywhere(
     Yields:
         Builds in the order of targets and launches.
     """
-    options = {"mp_context": get_context("spawn"), "initializer": _uninterpreted}
-    with ProcessPoolExecutor(processes or os.cpu_count(), **options) as pool:
+    with ProcessPoolExecutor(
+        processes or os.cpu_count(), mp_context=get_context("spawn"), initializer=_uninterpreted
+    ) as pool:
         counts = pool.map(_count, [source] * len(targets), targets)
         tasks = [
             (source, target, i)

@@ -1,9 +1,10 @@
-"""Which calls together build every Triton kernel of the core, in every size that dispatch chooses.
+"""The calls that together build every Triton kernel of the core, in every size it is tuned in.
 
-A kernel is specialised by head shape, configuration, dtype and by how keys are read, so a list of
-calls stands for all that users can make: each head width on each way of computing lists, the
-smallest and the largest groups, every block size, packed sequences (pointers instead of bulk
-copies) and calls without some branch. Lengths specialise nothing.
+A kernel is specialised by heads, configuration, dtype and by how it reads keys, so users can make
+more variants than anybody can compile. These calls stand for them: each head width with each way of
+computing lists, one head a key/value head and many, every block size, packed sequences (pointers in
+place of bulk copies), single branches, given lists and summaries, inference. What length and batch
+are makes no difference; they are as short as all kernels allow.
 """
 
 from __future__ import annotations
@@ -15,22 +16,21 @@ from typing import Any
 
 import torch
 
-
 from dynbench.harness.crosscompile import Launch, Target, captured_launches
 from dynnsiha.attention.config import NSAConfig
 
 SOURCE = "dynbench.suites.kernels:launches"
-"""What ``dynbench.harness.crosscompile.compile_everywhere`` takes."""
+"""What ``dynbench.harness.crosscompile.compile_everywhere`` calls."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the operator, forward and backward.
+    """One call of the operator, and its backward pass.
 
     Attributes:
         heads: H, K and D.
-        lengths: tokens of each sequence; of different lengths they are packed.
-        given: what is passed in: "" nothing, "lists" or "summaries".
+        lengths: tokens of each sequence; sequences of different lengths are packed.
+        given: what is passed in beside the operands: "lists", "summaries" or nothing.
         trains: a backward pass follows.
     """
 
@@ -43,47 +43,79 @@ class Call:
     trains: bool = True
 
     def run(self) -> None:
-        """Make the call on tensors of zeros on the CPU."""
+        """Make the call on zeros on the CPU; what kernels would write is never looked at."""
         from dynnsiha.attention.triton import triton_kernels
 
-        h, k, d = self.heads
-        config = self.config.resolved(h, k)
+        q_heads, kv_heads, width = self.heads
+        config = self.config.resolved(q_heads, kv_heads)
         packed = len(set(self.lengths)) > 1
-        batch, tokens = len(self.lengths), self.lengths[0]
-        if packed:
-            batch, tokens = 1, sum(self.lengths)
-        shapes = ((h, d), (k, d), (k, d))
+        batch = 1 if packed else len(self.lengths)
+        tokens = sum(self.lengths) // batch
         options: dict[str, Any] = {"dtype": self.dtype, "requires_grad": self.trains}
-        operands = [torch.zeros(batch, tokens, *shape, **options) for shape in shapes]
-        gates = torch.zeros(batch, tokens, h, 3, requires_grad=self.trains)
+        operands = [
+            torch.zeros(batch, tokens, heads, width, **options)
+            for heads in (q_heads, kv_heads, kv_heads)
+        ]
+        gates = torch.zeros(batch, tokens, q_heads, 3, requires_grad=self.trains)
         extra: dict[str, Any] = {}
         if packed:
             extra["bounds"] = list(itertools.accumulate(self.lengths, initial=0))
         if self.given == "lists":
-            extra["block_indices"] = torch.zeros(batch, tokens, k, config.top_n, dtype=torch.int32)
+            shape = (batch, tokens, kv_heads, config.top_n)
+            extra["block_indices"] = torch.zeros(shape, dtype=torch.int32)
         if self.given == "summaries":
             windows = (tokens - config.compress_block) // config.compress_stride + 1
             for name in ("k_cmp", "v_cmp"):
-                extra[name] = torch.zeros(batch, windows, k, d, **options)
-        out, _ = triton_kernels(*operands, gates, config, **extra)
+                extra[name] = torch.zeros(batch, windows, kv_heads, width, **options)
+        q, keys, values = operands
+        out, _ = triton_kernels(q, keys, values, gates, config, **extra)
         if self.trains:
             out.sum().backward()
 
 
-def _hybrid(**fields):
-    return NSAConfig(query_tile="auto", private_blocks=2, **fields)
+def _hybrid(block_size: int = 64, **fields: Any) -> NSAConfig:
+    """A list for a tile of queries and two blocks of each query's own."""
+    windows = {"compress_block": block_size, "compress_stride": block_size}
+    return NSAConfig(
+        block_size=block_size, query_tile="auto", private_blocks=2, **(windows | fields)
+    )
+
+
+def _exact(block_size: int = 64, **fields: Any) -> NSAConfig:
+    """A list for every query."""
+    windows = {"compress_block": block_size, "compress_stride": block_size}
+    return NSAConfig(block_size=block_size, **(windows | fields))
 
 
 CALLS = (
-    Call("a", (64, 4, 128), _hybrid()),
-    Call("e", (32, 32, 128), _hybrid()),
-    Call("g", (8, 8, 256), _hybrid()),
+    Call("paper", (64, 4, 128), NSAConfig.paper()),
+    Call("paper hybrid", (64, 4, 128), _hybrid()),
+    Call("headless", (32, 32, 128), _hybrid()),
+    Call("headless exact", (32, 32, 128), _exact()),
+    Call("gqa4, packed", (32, 8, 128), _hybrid(), lengths=(1001, 1050)),
+    Call("narrow", (8, 8, 64), _hybrid()),
+    Call("narrow, packed, float16", (6, 2, 64), _exact(), torch.float16, lengths=(1001, 1050)),
+    Call("narrow, 64 share", (64, 1, 64), _exact()),
+    Call("wide", (8, 8, 256), _hybrid()),
+    Call("wide paper, packed", (32, 2, 256), NSAConfig.paper(), lengths=(1001, 1050)),
+    Call("blocks of 16", (8, 2, 64), _exact(16, branches=("selected", "sliding"))),
+    Call("blocks of 32, window alone", (4, 4, 128), _exact(32, branches=("sliding",))),
+    Call("wide blocks of 32, window alone", (4, 4, 256), _exact(32, branches=("sliding",))),
+    Call("blocks of 128", (16, 4, 128), _hybrid(128)),
+    Call("narrow blocks of 128", (4, 4, 64), _hybrid(128)),
+    Call("top-p", (64, 4, 128), NSAConfig.paper(top_p=0.9)),
+    Call("given lists", (64, 4, 128), NSAConfig.paper(), given="lists"),
+    Call("given summaries", (64, 4, 128), NSAConfig.paper(), given="summaries"),
+    Call("no window", (64, 4, 128), _hybrid(branches=("compressed", "selected"))),
+    Call("inference", (64, 4, 128), _hybrid(), trains=False),
+    Call("several pieces", (64, 4, 128), NSAConfig.paper(), lengths=(16384,)),
 )
+"""The manifest."""
 
 
 def launches(target: Target, calls: Sequence[Call] = CALLS) -> list[Launch]:
-    """The distinct launches of all calls on one architecture."""
-    from dynnsiha.attention.triton.architecture import compiled_for
+    """The distinct launches of ``calls`` on one architecture."""
+    from dynnsiha.attention.architecture import compiled_for
 
     with captured_launches() as found, compiled_for(target.capability):
         for call in calls:

@@ -9,6 +9,7 @@ import os
 import torch
 from torch import Tensor
 
+from .architecture import AMPERE, family_of
 from .config import NSAConfig
 
 HEAD_DIMS = (64, 128, 256)
@@ -17,6 +18,8 @@ _MOST_HEADS = 64  # query heads a key/value head
 _MOST_BLOCKS = 128  # in one list
 _MOST_WINDOWS = 64  # summary windows a block
 _MOST_PAIRS = 1 << 31  # numbered by 32-bit integers
+_MOST_ELEMENTS = 1 << 14  # of a block's keys
+_AMPERE_ELEMENTS, _AMPERE_HEADS = 1 << 13, 16  # beyond so many, so few heads a key/value head
 _DTYPES = (torch.float16, torch.bfloat16)
 _CAPABILITY = 8  # Ampere: matrix units for bfloat16
 
@@ -39,6 +42,18 @@ def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exc
     if group > _MOST_HEADS:
         return ValueError(
             f"q: has {group} heads a key/value head; the Triton kernels take {_MOST_HEADS} at most"
+        )
+    elements = q.shape[3] * max(64, config.block_size)
+    if elements > _MOST_ELEMENTS:
+        return ValueError(
+            f"block_size={config.block_size}: at head width {q.shape[3]} the Triton kernels take "
+            f"{_MOST_ELEMENTS // q.shape[3]} at most"
+        )
+    if elements > _AMPERE_ELEMENTS and group > _AMPERE_HEADS and family_of(q.device) == AMPERE:
+        return ValueError(
+            f"q: has {group} heads of width {q.shape[3]} a key/value head; with "
+            f"block_size={config.block_size} the Triton kernels take {_AMPERE_HEADS} at most on "
+            "GPUs with little shared memory (compute capability 8.x and 12.x)"
         )
     pairs = q.shape[0] * q.shape[1] * k.shape[2] * config.top_n
     if pairs >= _MOST_PAIRS:

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..architecture import AMPERE
 from ..config import BRANCHES
-from .architecture import AMPERE
 from .geometry import line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of

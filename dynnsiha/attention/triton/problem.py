@@ -10,8 +10,8 @@ from itertools import pairwise
 import triton
 from torch import Tensor
 
+from ..architecture import family_of
 from ..config import NSAConfig
-from .architecture import family_of
 from .geometry import Geometry
 from .sources import Source, key_source, row_source
 from .tuning import Tuned, tuned

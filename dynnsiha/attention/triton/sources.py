@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .architecture import HOPPER, family_of
+from ..architecture import HOPPER, family_of
 
 Source = Tensor | TensorDescriptor
 

@@ -1,15 +1,18 @@
-"""Sizes of tiles and launch options of every kernel.
+"""Sizes of tiles and launch options of every kernel, for every family of GPUs.
 
-Chosen by measurement on Hopper (NOTES.md), by the width of the heads; the tests compile every entry
-for the supported architectures and let none spill.
+Hopper's sizes at blocks of 64 keys and heads of 64 and 128 were chosen by measurement (NOTES.md).
+All others were chosen by what the compiler makes of them: the largest tiles with no register
+spilled, with the family's own matrix instruction and enough shared memory: 227 KiB a block on
+Hopper and Blackwell, and 99 KiB on what counts as Ampere (``architecture``). The tests compile them
+all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..architecture import AMPERE, BLACKWELL, HOPPER
 from ..config import NSAConfig
-from .architecture import AMPERE, BLACKWELL, HOPPER
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ _AMPERE: _Entries = {
     "pairs": {64: (64, 0, 4, 2), 128: (64, 0, 4, 2), 256: (32, 0, 8, 1)},
     "tiles": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
     "tiles backward": {64: (32, 64, 4, 2), 128: (32, 64, 4, 2), 256: (16, 32, 8, 1)},
-    "keys": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
-    "pairs backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
-    "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
-    "compressed backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+    "keys": {64: (32, 0, 4, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
+    "pairs backward": {64: (32, 0, 4, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
+    "units backward": {64: (32, 0, 4, 2), 128: (64, 0, 8, 2), 256: (16, 0, 8, 1)},
+    "compressed backward": {64: (32, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
 }
 _HOPPER: _Entries = {
     "compressed": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 8, 2)},
@@ -47,7 +50,7 @@ _HOPPER: _Entries = {
 }
 _BLACKWELL: _Entries = {
     "compressed": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
-    "choice": {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 4, 2)},
+    "choice": {64: (64, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)},
     "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
     "tiles": {64: (64, 0, 4, 3), 128: (64, 0, 8, 3), 256: (64, 0, 8, 2)},
     "tiles backward": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 64, 8, 2)},
@@ -56,20 +59,27 @@ _BLACKWELL: _Entries = {
     "units backward": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
     "compressed backward": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 64, 8, 1)},
 }
-_TABLE = {AMPERE: _AMPERE, HOPPER: _HOPPER, BLACKWELL: _BLACKWELL}
-_OTHER_BLOCKS: dict[tuple[int, int], _Entries] = {
-    (AMPERE, 128): {
+TABLES = {AMPERE: _AMPERE, HOPPER: _HOPPER, BLACKWELL: _BLACKWELL}
+"""Entries by family."""
+
+EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
+    (AMPERE, "block_size", 128): {
         "pairs": {64: (64, 0, 8, 2), 128: (64, 0, 8, 1)},
-        "tiles": {64: (64, 0, 8, 2), 128: (64, 0, 8, 1)},
+        "tiles": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
         "tiles backward": {64: (32, 64, 8, 1), 128: (16, 64, 8, 1)},
         "keys": {64: (32, 0, 8, 2), 128: (16, 0, 8, 1)},
         "pairs backward": {64: (32, 0, 8, 2), 128: (16, 0, 8, 1)},
         "units backward": {64: (32, 0, 8, 2), 128: (16, 0, 8, 1)},
     },
-    (HOPPER, 32): {
-        "keys": {256: (32, 0, 8, 2)},
+    (AMPERE, "group", 64): {
+        "keys": {64: (64, 0, 8, 1)},
+        "units backward": {64: (64, 0, 8, 1)},
+        "compressed backward": {64: (64, 64, 8, 1)},
     },
-    (HOPPER, 128): {
+    (HOPPER, "block_size", 32): {
+        "keys": {128: (64, 0, 8, 2), 256: (32, 0, 8, 2)},
+    },
+    (HOPPER, "block_size", 128): {
         "pairs": {64: (64, 0, 8, 3), 128: (64, 0, 8, 3)},
         "tiles": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
         "tiles backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
@@ -77,7 +87,7 @@ _OTHER_BLOCKS: dict[tuple[int, int], _Entries] = {
         "pairs backward": {64: (64, 0, 8, 2), 128: (16, 0, 8, 2)},
         "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2)},
     },
-    (BLACKWELL, 128): {
+    (BLACKWELL, "block_size", 128): {
         "pairs": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
         "tiles": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
         "tiles backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
@@ -86,6 +96,7 @@ _OTHER_BLOCKS: dict[tuple[int, int], _Entries] = {
         "units backward": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
     },
 }
+"""What replaces entries for some block size, or for so many heads a key/value head."""
 
 
 def tuned(
@@ -97,8 +108,11 @@ def tuned(
     most_queries: int | None = None,
 ) -> Tuned:
     """The entry of a kernel for ``group`` heads (a power of two) and at most so many queries."""
-    special = _OTHER_BLOCKS.get((family, config.block_size), {}).get(kernel, {})
-    rows, keys, warps, stages = special.get(head_dim) or _TABLE[family][kernel][head_dim]
+    rows, keys, warps, stages = TABLES[family][kernel][head_dim]
+    for setting in (("block_size", config.block_size), ("group", group)):
+        exception = EXCEPTIONS.get((family, *setting), {}).get(kernel, {}).get(head_dim)
+        if exception:
+            rows, keys, warps, stages = exception
     queries = max(1, rows // group)
     if most_queries is not None:
         queries = min(queries, most_queries)
