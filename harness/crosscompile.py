@@ -77,6 +77,7 @@ INSTRUCTIONS = {
 _COUNTED = {kind: re.compile(rf"(?<![\w.$%]){begin}") for kind, begin in INSTRUCTIONS.items()}
 _PRODUCT = re.compile(r"tt\.dot\b[^\n]*: tensor<(\d+)x(\d+)x\w+>\s*\*\s*tensor<\d+x(\d+)x\w+>")
 _USED = re.compile(r"Used (\d+) registers")
+_INTEGERS = ("i32", "i64", "u64")  # types that Triton gives to Python's integers
 _REASON = 500  # characters of a compiler's message that are kept
 _SPILLED = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
@@ -116,9 +117,19 @@ class Launch:
     @property
     def identity(self) -> str:
         """A stable hash of all that decides what is built, except sources and versions."""
-        parts = (self.signature, self.constants, self.attributes, self.options)
-        ordered = [sorted((k, repr(v)) for k, v in part.items()) for part in parts]
-        return hashlib.sha256(repr([self.name, *ordered]).encode()).hexdigest()[:16]
+        return _hash(self.name, self.signature, self.constants, self.attributes, self.options)
+
+    @property
+    def variant(self) -> str:
+        """As ``identity``, blind to what is known of integers: that they are 1, or multiples."""
+        fixed = {p.name for p in self.kernel.params if p.is_constexpr}
+        constants = {k: v for k, v in self.named_constants.items() if k in fixed}
+        integers = {
+            *self.named_constants,
+            *(k for k, v in self.signature.items() if v in _INTEGERS),
+        }
+        types = {k: v for k, v in self.signature.items() if k not in integers}
+        return _hash(self.name, types, constants, self.options)
 
 
 @dataclass(frozen=True)
@@ -259,6 +270,11 @@ def compile_launch(launch: Launch, target: Target) -> Build:
         instructions=count_instructions(built.asm["ptx"]),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _hash(name: str, *parts: dict[Any, Any]) -> str:
+    ordered = [sorted((str(k), repr(v)) for k, v in part.items()) for part in parts]
+    return hashlib.sha256(repr([name, *ordered]).encode()).hexdigest()[:16]
 
 
 def count_instructions(ptx: str) -> dict[str, int]:

@@ -19,7 +19,7 @@ from ..config import BRANCHES
 from .geometry import line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of
-from .problem import Gradients, Operands, Piece, Problem
+from .problem import PIECE, Gradients, Operands, Piece, Problem
 from .softmax import rows_of
 from .sources import keys_of, numbers_of, tile_of
 
@@ -139,7 +139,7 @@ def _merge(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PIECE)
 def _forward(
     q,
     k,
@@ -307,7 +307,7 @@ def _launch(
     return Segments(dk, dv, order.segment)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PIECE)
 def _backward(
     q,
     k,

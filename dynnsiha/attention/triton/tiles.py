@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .geometry import line_of, windows_seen
 from .lists import Lists
-from .problem import Gradients, Operands, Outputs, Piece, Problem
+from .problem import PIECE, Gradients, Operands, Outputs, Piece, Problem
 from .softmax import absorb, finished, fresh
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 
@@ -95,7 +95,7 @@ def slots_used(
     return tl.max(tl.where(block >= 0, slot + 1, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PIECE)
 def _forward(
     q,
     k,
@@ -304,7 +304,7 @@ def backward(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PIECE)
 def _backward(
     q,
     k,
