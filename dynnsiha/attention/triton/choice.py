@@ -3,6 +3,9 @@
 Scores live in registers only. A candidate is one 32-bit key, its score above and its block below,
 so that the best ones are found by integer maxima and ties fall to the lower block. The index takes
 the lowest bits of the score: with 2048 blocks 12 bits of the mantissa stay.
+
+With several heads the product is taken with the windows as its rows: the heads of a query then lie
+side by side in the registers of four threads, and are added with a third of the shuffles.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from .problem import Problem
 from .softmax import rows_of
 from .sources import keys_of
 
-_FEW = 4  # blocks that are chosen without a look at whether any candidate is good enough
+_LEVELS = 1 << 14  # candidates that the places of a tile keep, in the registers of a program
+_CHUNK = 32  # tiles whose taken blocks fit the bits of one integer
 
 
 def choose(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +66,16 @@ def _launch(
     top_p = config.top_p if excluded is None else None
     unforced = config.init_blocks + config.local_blocks
     taken = 0 if excluded is None else excluded.shape[-1] - unforced
-    _choose[(len(table), problem.kv_heads)](
+    # Whether candidates, complete blocks before the local ones, touch windows that have ended only.
+    overhang = config.compress_block - config.compress_stride - 1
+    all_seen = top_p is None and overhang <= (config.local_blocks - 1) * config.block_size
+    # Each place of a tile may keep its own best candidates until the end, if they are few.
+    levels = chosen if chosen * tuned.queries * tuned.launch["BN"] <= _LEVELS else 0
+    # Bulk copies take the windows of whole blocks only.
+    bulk = problem.bulk and (all_seen or per_block == 1)
+    choose_blocks[(len(table), problem.kv_heads)](
         q,
-        problem.keys(k_cmp, tuned.launch["BN"]),
+        problem.keys(k_cmp, tuned.launch["BN"], per_block) if bulk else k_cmp,
         lse,
         lists,
         lists if excluded is None else excluded,
@@ -78,9 +89,8 @@ def _launch(
         (1 << max(1, (blocks - 1).bit_length())) - 1,
         1.0 if top_p is None else top_p,
         config.min_blocks - private_size(config),
-        **problem.shape,
+        **(problem.shape | {"TMA": bulk}),
         **tuned.launch,
-        J=tuned.launch["BN"] // per_block,
         PB=per_block,
         PW=per_window,
         CB=config.compress_block,
@@ -90,28 +100,116 @@ def _launch(
         LOCAL=config.local_blocks,
         FORCED=forced,
         CHOSEN=chosen,
-        FEW=_FEW,
+        LEVELS=levels,
+        CHUNK=_CHUNK if taken else 1 << 16,
         RUN=triton.next_power_of_2(max(1, chosen)),
         EXCLUDED=taken,
         LISTED=0 if excluded is None else excluded.shape[-1],
-        WIDTH=triton.next_power_of_2(max(1, taken)),
         # All queries of a program are in one tile, as a rule: its list is looked at once.
         ONE_LIST=taken > 0 and problem.tile % tuned.queries == 0,
         # One head, one window a block: the logits rank as their probabilities do.
         RAW=problem.group == 1 and per_block == per_window == 1 and top_p is None,
         TOP_P=top_p is not None,
+        ALL_SEEN=all_seen,
     )
 
 
 @triton.jit
-def _taken(run, key, best, low, LOWEST: tl.constexpr):
-    """The best candidate of each row in place of the worst of its list, where it is better."""
-    enters = (best > low)[:, None] & (run == low[:, None])
-    return tl.where(enters, best[:, None], run), tl.where(key == best[:, None], LOWEST, key)
+def _merged(run, key):
+    """The best of the rows' lists ``run`` [BQ, RUN] and of new candidates [BQ, J], unordered."""
+    LOWEST: tl.constexpr = -2147483648
+    best, low = tl.max(key, 1), tl.min(run, 1)
+    while tl.max((best > low).to(tl.int32), 0) > 0:
+        enters = (best > low)[:, None] & (run == low[:, None])
+        run = tl.where(enters, best[:, None], run)
+        key = tl.where(key == best[:, None], LOWEST, key)
+        best, low = tl.max(key, 1), tl.min(run, 1)
+    return run
 
 
 @triton.jit
-def _choose(
+def _ranked(levels, key):
+    """Sorted candidates of every place, and a new one: the least falls out."""
+    out = ()
+    for i in tl.static_range(len(levels)):
+        out = out + (tl.maximum(levels[i], key),)  # noqa: RUF005
+        key = tl.minimum(levels[i], key)
+    return out
+
+
+@triton.jit
+def _probabilities(
+    tile, k, logs, scale2, seen, window, all_see,
+    GP: tl.constexpr, J: tl.constexpr, PB: tl.constexpr, RAW: tl.constexpr,
+    ALL_SEEN: tl.constexpr,
+):  # fmt: skip
+    """Probabilities of J windows, every PB-th from ``window`` on: [J, BQ GP]; if RAW, logits.
+
+    Where ALL_SEEN, those of windows that a query does not see may be anything.
+    """
+    if GP == 1:
+        p = tl.trans(tl.dot(tile, tl.trans(k)))
+    else:
+        p = tl.dot(k, tl.trans(tile))
+    if not RAW:
+        p = tl.exp2(p * scale2 - logs[None, :])
+        if not ALL_SEEN and window + J * PB > all_see:
+            p = tl.where((window + tl.arange(0, J) * PB)[:, None] < seen[None, :], p, 0.0)
+    return p
+
+
+@triton.jit
+def _of_queries(p, GP: tl.constexpr, BQ: tl.constexpr, J: tl.constexpr):
+    """[J, BQ GP] summed over the heads: [J, BQ]."""
+    return p if GP == 1 else tl.sum(tl.reshape(p, [J, BQ, GP]), 2)
+
+
+@triton.jit
+def _joined(
+    score, spill, held,
+    PW: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, J: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Scores of J blocks summed over the heads, with what each one's predecessor spilled over.
+
+    ``held`` [J, BQ] has in its first place what the last of the J blocks before spilled over.
+    SPREAD leaves each score to one thread alone.
+    """
+    score = _of_queries(score, GP, BQ, J)
+    place = tl.arange(0, J)[:, None] + tl.zeros([1, BQ], tl.int32)
+    if PW > 1:
+        moved = tl.gather(_of_queries(spill, GP, BQ, J), (place + J - 1) % J, 0)
+        score += tl.where(place == 0, held, moved)
+        held = moved
+    elif SPREAD:
+        score = tl.gather(score, place, 0)
+    return score, held
+
+
+@triton.jit
+def _taken_before(
+    lists, base, some,
+    J: tl.constexpr, EXCLUDED: tl.constexpr, CHUNK: tl.constexpr, ONE_LIST: tl.constexpr,
+):  # fmt: skip
+    """Bit i of place [j, q] tells that block ``base + i J + j`` is in the list of query q.
+
+    [J, BQ], or [J, 1] where all queries have one list.
+    """
+    place = tl.arange(0, J)[:, None]
+    bits = tl.zeros([J, 1], tl.int32)
+    for i in tl.static_range(EXCLUDED):
+        if ONE_LIST:
+            ahead = tl.load(lists + i) - base
+        else:
+            ahead = (tl.load(lists + i, mask=some, other=-1) - base)[None, :]
+        here = (ahead >= 0) & (ahead < CHUNK * J)
+        tile = tl.where(here, ahead, 0) // J
+        mine = here & (ahead - tile * J == place)
+        bits |= tl.where(mine, tl.full([1, 1], 1, tl.int32) << tile, 0)
+    return bits
+
+
+@triton.jit
+def choose_blocks(
     q,
     k_cmp,
     lse,
@@ -133,7 +231,6 @@ def _choose(
     TMA: tl.constexpr,
     BQ: tl.constexpr,
     BN: tl.constexpr,
-    J: tl.constexpr,
     PB: tl.constexpr,
     PW: tl.constexpr,
     CB: tl.constexpr,
@@ -144,15 +241,18 @@ def _choose(
     FORCED: tl.constexpr,
     CHOSEN: tl.constexpr,
     RUN: tl.constexpr,
-    FEW: tl.constexpr,
+    LEVELS: tl.constexpr,
+    CHUNK: tl.constexpr,
     EXCLUDED: tl.constexpr,
     LISTED: tl.constexpr,
-    WIDTH: tl.constexpr,
     ONE_LIST: tl.constexpr,
     RAW: tl.constexpr,
     TOP_P: tl.constexpr,
+    ALL_SEEN: tl.constexpr,
 ):
+    """The lists of BQ queries, every ``step``-th, of one key/value head."""
     LOWEST: tl.constexpr = -2147483648
+    J: tl.constexpr = BN
     last_first = tl.num_programs(0) - 1 - tl.program_id(0)
     row, start, end, _b, window, tile0, sequence = line_of(table, last_first)
     kv = tl.program_id(1)
@@ -175,86 +275,95 @@ def _choose(
     # Candidates are complete blocks that are not forced: INIT ... own - LOCAL.
     stop = own - LOCAL + 1
     first_stop = (row - start) // BS - LOCAL + 1
-    list_ = excluded + (unit * kv_heads + kv) * LISTED + INIT + LOCAL
     if ONE_LIST:
-        e = tl.arange(0, WIDTH)
-        taboo = excluded + ((row - start) // tile_tokens + tile0) * kv_heads * LISTED
-        taboo = tl.load(taboo + kv * LISTED + INIT + LOCAL + e, mask=e < EXCLUDED, other=-1)
+        list_ = (row - start) // tile_tokens + tile0
+    else:
+        list_ = unit
+    list_ = excluded + ((list_ * kv_heads + kv) * LISTED + INIT + LOCAL)
     last_own = (tl.minimum(row + (BQ - 1) * step, end - 1) - start) // BS
     width = kv_heads * D
-    slot = tl.arange(0, RUN)
+    place, slot = tl.arange(0, J), tl.arange(0, RUN)
     run = tl.where(slot < CHOSEN, LOWEST + slot, 2147483647)[None, :] + tl.zeros([BQ, 1], tl.int32)
-    carry = tl.zeros([BQ], tl.float32)
+    levels = ()
+    for _ in tl.static_range(LEVELS):
+        levels = levels + (tl.full([J, BQ], LOWEST, tl.int32),)  # noqa: RUF005
+    score = tl.zeros([J, BQ * GP], tl.float32)
+    spill = tl.zeros([J, BQ * GP], tl.float32)
+    held = tl.zeros([J, BQ], tl.float32)
     weight = tl.zeros([BQ], tl.float32)
-    ahead = tl.zeros([BQ], tl.float32)
+    forced_weight = tl.zeros([BQ], tl.float32)
     # Under top_p the forced blocks' importance counts as well.
     reach = last_own + 1 if TOP_P else last_own - LOCAL + 1
     last = windows_seen(tl.minimum(row + (BQ - 1) * step, end - 1) - start, CB, ST)
-    for block in range(0, reach, J):
-        first = block * PB
-        k = keys_of(k_cmp, sequence, window, first, last - first, kv, width, D, BN, D, TMA)
-        s = tl.dot(tile, tl.trans(k)) * scale2
-        column = block + tl.arange(0, J)
-        if RAW:
-            score = tl.reshape(s, [BQ, J])
-        else:
-            p = tl.exp2(s - logs[:, None])
-            if first + BN > all_see:
-                p = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], p, 0.0)
-            p = tl.sum(tl.reshape(p, [BQ, GP, BN]), 1)
+    for base in range(0, reach, CHUNK * J):
+        if EXCLUDED > 0:
+            taken = _taken_before(list_, base, some, J, EXCLUDED, CHUNK, ONE_LIST)
+        steps = tl.cdiv(tl.minimum(reach - base, CHUNK * J), J) * PB
+        for step_ in range(steps):
+            # The i-th windows of J blocks are one product: a block's windows are added in place.
+            i, block = step_ % PB, base + step_ // PB * J
+            from_ = k_cmp if TMA else k_cmp + (window + i) * tl.cast(width, tl.int64)
+            left = (last - i + PB - 1) // PB - block
+            k = keys_of(from_, sequence, 0, block, left, kv, PB * width, D, J, D, TMA, i * width)
+            p = _probabilities(
+                tile, k, logs, scale2, seen, block * PB + i, all_see, GP, J, PB, RAW, ALL_SEEN
+            )
+            # The last windows of a block share some of their PW strides with the next block.
             if PB == 1:
                 score = p
+            elif PW == 1:
+                score += p
             else:
-                # A window shares its strides with its own block and, at the end, with the next.
-                within = tl.arange(0, PB)[None, None, :]
-                mine = tl.minimum(PW, PB - within).to(tl.float32)
-                parts = tl.reshape(p, [BQ, J, PB])
-                score = tl.sum(parts * mine, 2)
-                spill = tl.sum(parts * (PW - mine), 2)
-                before = tl.maximum(tl.arange(0, J) - 1, 0)
-                before = before[None, :] + tl.zeros([BQ, 1], tl.int32)
-                moved = tl.gather(spill, before, 1)
-                score += tl.where(tl.arange(0, J)[None, :] == 0, carry[:, None], moved)
-                carry = tl.sum(tl.where(tl.arange(0, J)[None, :] == J - 1, spill, 0.0), 1)
-        if TOP_P:
-            complete = ((column + 1) * BS)[None, :] <= (query - start + 1)[:, None]
-            forced = (column < INIT)[None, :] | (column[None, :] >= stop[:, None])
-            weight += tl.sum(tl.where(complete, score, 0.0), 1)
-            ahead += tl.sum(tl.where(complete & forced, score, 0.0), 1)
-        fits = column >= INIT
-        if ONE_LIST:
-            fits &= tl.max((column[None, :] == taboo[:, None]).to(tl.int32), 0) == 0
-        bits = score.to(tl.int32, bitcast=True)
-        if RAW:
-            bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        key = tl.where(fits[None, :], (bits & ~index_mask) | (index_mask - column)[None, :], LOWEST)
-        if block + J > first_stop:
-            key = tl.where(column[None, :] < stop[:, None], key, LOWEST)
-        if not ONE_LIST:
-            for i in tl.static_range(EXCLUDED):
-                other = tl.load(list_ + i, mask=some, other=-1)
-                key = tl.where(column[None, :] == other[:, None], LOWEST, key)
-        if CHOSEN <= FEW:
-            # Unrolled: a loop inside of the loop would keep its loads from running ahead.
-            for _ in tl.static_range(CHOSEN):
-                run, key = _taken(run, key, tl.max(key, 1), tl.min(run, 1), LOWEST)
-        else:
-            best, low = tl.max(key, 1), tl.min(run, 1)
-            while tl.max((best > low).to(tl.int32), 0) > 0:
-                run, key = _taken(run, key, best, low, LOWEST)
-                best, low = tl.max(key, 1), tl.min(run, 1)
+                mine = tl.minimum(PW, PB - i).to(tl.float32)
+                score += p * mine
+                if PW == 2:
+                    spill = p  # the last window's alone
+                else:
+                    spill += p * (PW - mine)
+            if i == PB - 1:
+                scores, held = _joined(score, spill, held, PW, GP, BQ, J, LEVELS > 2)
+                column = block + place
+                if TOP_P:
+                    complete = ((column + 1) * BS)[:, None] <= (query - start + 1)[None, :]
+                    forced = (column < INIT)[:, None] | (column[:, None] >= stop[None, :])
+                    weight += tl.sum(tl.where(complete, scores, 0.0), 0)
+                    forced_weight += tl.sum(tl.where(complete & forced, scores, 0.0), 0)
+                fits = (column >= INIT)[:, None]
+                if EXCLUDED > 0:
+                    fits &= ((taken >> (step_ // PB)) & 1) == 0
+                bits = scores.to(tl.int32, bitcast=True)
+                if RAW:
+                    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+                key = (bits & ~index_mask) | (index_mask - column)[:, None]
+                key = tl.where(fits, key, LOWEST)
+                if block + J > first_stop:
+                    key = tl.where(column[:, None] < stop[None, :], key, LOWEST)
+                if LEVELS > 0:
+                    levels = _ranked(levels, key)
+                else:
+                    run = _merged(run, tl.trans(key))
+                if PB > 1:
+                    score = tl.zeros([J, BQ * GP], tl.float32)
+                    if PW != 2:
+                        spill = tl.zeros([J, BQ * GP], tl.float32)
+    for i in tl.static_range(LEVELS):
+        run = _merged(run, tl.trans(levels[i]))
 
-    taken = (slot < CHOSEN)[None, :] & (run >= LOWEST + RUN)
+    # The best come first, and empty slots last: what walks a list can stop at the first one.
+    filled = (slot < CHOSEN)[None, :] & (run >= LOWEST + RUN)
+    run = tl.sort(tl.where(filled, run, LOWEST), descending=True)
+    taken = run > LOWEST
     if TOP_P:
-        run = tl.sort(tl.where(taken, run, LOWEST), descending=True)
         value = tl.where(run > LOWEST, (run & ~index_mask).to(tl.float32, bitcast=True), 0.0)
         some_weight = tl.where(weight > 0, weight, 1.0)[:, None]
         share = tl.where(weight[:, None] > 0, value / some_weight, 0.0)
-        reached = tl.where(weight > 0, ahead / tl.where(weight > 0, weight, 1.0), 0.0)[:, None]
+        reached = tl.where(weight > 0, forced_weight / tl.where(weight > 0, weight, 1.0), 0.0)[
+            :, None
+        ]
         reached = reached + tl.cumsum(share, 1) - share
         count = tl.minimum(own + 1, LOCAL) + tl.minimum(INIT, tl.maximum(stop, 0))
         kept = (reached < top_p) | (count[:, None] + slot[None, :] < least)
-        taken = (run > LOWEST) & kept & (slot < CHOSEN)[None, :]
+        taken &= kept
     result = tl.where(taken, index_mask - (run & index_mask), -1)
     line = unit if FORCED > 0 else query
     at = lists + (line.to(tl.int64) * kv_heads + kv)[:, None] * (FORCED + CHOSEN)

@@ -22,7 +22,7 @@ def forward(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> tuple[
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     tuned = problem.tuned("compressed")
     table = problem.geometry.programs(tuned.queries)
-    _forward[(len(table), problem.kv_heads)](
+    compressed_forward[(len(table), problem.kv_heads)](
         q,
         problem.keys(k_cmp, tuned.launch["BN"]),
         problem.keys(v_cmp, tuned.launch["BN"]),
@@ -42,7 +42,7 @@ def forward(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> tuple[
 
 
 @triton.jit
-def _forward(
+def compressed_forward(
     q,
     k_cmp,
     v_cmp,
@@ -62,6 +62,7 @@ def _forward(
     CB: tl.constexpr,
     ST: tl.constexpr,
 ):
+    """Output and log-sum-exp of BQ queries."""
     # The last tiles see most summaries: they start first.
     last_first = tl.num_programs(0) - 1 - tl.program_id(0)
     row, start, end, _b, window, _t, sequence = line_of(table, last_first)
@@ -78,10 +79,10 @@ def _forward(
     for first in range(0, last, BN):
         k = keys_of(k_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA)
         v = keys_of(v_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA)
-        s = tl.dot(tile, tl.trans(k)) * scale2
+        s = tl.dot(tile, tl.trans(k))
         if first + BN > all_see:
             s = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], s, float("-inf"))
-        top, total, acc = absorb(s, v, top, total, acc)
+        top, total, acc = absorb(s, v, scale2, top, total, acc)
     o, logs = finished(top, total, acc)
     heads = kv_heads * G
     store_rows(out, o, token, head, live, heads * D, D, D)
@@ -104,7 +105,7 @@ def backward(problem: Problem, operands: Operands, grads: Gradients) -> tuple[Te
     dk = torch.zeros(shape, dtype=torch.float32, device=q.device)
     dv = torch.zeros_like(dk)
     if len(table):
-        _backward[(len(table), problem.kv_heads, parts)](
+        compressed_backward[(len(table), problem.kv_heads, parts)](
             problem.rows(q, tuned.queries),
             problem.keys(k_cmp, tuned.launch["BN"]),
             problem.keys(v_cmp, tuned.launch["BN"]),
@@ -129,7 +130,7 @@ def backward(problem: Problem, operands: Operands, grads: Gradients) -> tuple[Te
 
 
 @triton.jit
-def _backward(
+def compressed_backward(
     q,
     k_cmp,
     v_cmp,
@@ -154,6 +155,7 @@ def _backward(
     CB: tl.constexpr,
     ST: tl.constexpr,
 ):
+    """dk and dv of BN windows, from one part of the queries."""
     first, start, end, _b, window0, _t, sequence = line_of(table, tl.program_id(0))
     kv, part = tl.program_id(1), tl.program_id(2)
     heads = kv_heads * G

@@ -26,7 +26,7 @@ def backward(
     bins = piece.heads * geometry.blocks
     shape = (bins, size, problem.head_dim)
     dk, dv = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
-    _backward[(geometry.blocks, piece.heads)](
+    keys_backward[(geometry.blocks, piece.heads)](
         problem.rows(q, tuned.queries),
         problem.keys(k, size),
         problem.keys(v, size),
@@ -53,7 +53,7 @@ def backward(
 
 
 @triton.jit(do_not_specialize=PIECE)
-def _backward(
+def keys_backward(
     q,
     k,
     v,
@@ -84,6 +84,7 @@ def _backward(
     LOCAL: tl.constexpr,
     SLIDING: tl.constexpr,
 ):
+    """dk and dv of one block, from the queries whose window holds it."""
     block = tl.program_id(0)
     kv = first_head + tl.program_id(1)
     heads = kv_heads * G

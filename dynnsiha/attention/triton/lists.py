@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from .problem import Problem
@@ -50,11 +49,9 @@ class Lists:
     @property
     def constants(self) -> dict[str, int]:
         """What the kernels that walk ``shared`` are specialised for."""
-        width = triton.next_power_of_2(max(1, self.slots))
         return {
             "R": self.tile,
             "SLOTS": self.slots,
-            "WIDTH": width,
             "INIT": self.init,
             "LOCAL": self.local,
             "PAIRS": self.private.shape[-1],

@@ -20,19 +20,21 @@ _BINS_IN_16_BITS = 1 << 16
 
 @dataclass(frozen=True)
 class Order:
-    """Pairs (unit u, slot s) of lists [U, K, n], as numbers (u K + h) n + s, sorted by bin.
+    """Pairs (unit, slot) of lists [U, K, n], sorted by bin; empty slots last.
 
     A bin is one block and one head, and the units of one piece.
 
     Attributes:
-        pair: int64 [pairs], sorted by bin; empty slots last.
-        first: int32 [bins + 1], where each bin begins in ``pair``.
+        unit: int32 [pairs], among all U.
+        line: int32 [pairs], place of the pair among the [units, heads, n] of its piece.
+        first: int32 [bins + 1], where each bin begins among the pairs.
         segment: int32 [bins + 1], where each bin begins among the segments.
         key: int32 [segments], the bin of each segment; the number of bins behind the last one.
         length: pairs in a segment, at most.
     """
 
-    pair: Tensor
+    unit: Tensor
+    line: Tensor
     first: Tensor
     segment: Tensor
     key: Tensor
@@ -73,11 +75,13 @@ def by_block(
     lowest = -_BINS_IN_16_BITS // 2 if narrow else 0
     dtype = torch.int16 if narrow else torch.int32
     keys = torch.empty(lists.numel(), dtype=dtype, device=device)
+    piece_of_unit, first_unit = _pieces_of_units(sizes, device)
     size = 1024
-    _keys[(triton.cdiv(lists.numel(), size),)](
+    grid = (triton.cdiv(lists.numel(), size),)
+    pair_keys[grid](
         lists,
         first_block,
-        _piece_of_unit(sizes, device),
+        piece_of_unit,
         keys,
         lists.numel(),
         lists.stride(0),
@@ -93,6 +97,19 @@ def by_block(
         SIZE=size,
     )
     order = keys.sort(stable=True)
+    unit, line = (torch.empty(lists.numel(), dtype=torch.int32, device=device) for _ in range(2))
+    pair_places[grid](
+        order.indices,
+        piece_of_unit,
+        first_unit,
+        unit,
+        line,
+        lists.numel(),
+        heads,
+        slots,
+        piece_heads,
+        SIZE=size,
+    )
     every = _numbers(pieces * bins + 1, device, lowest, dtype)
     first = torch.searchsorted(order.values, every, out_int32=True)
     count = first.diff().view(pieces, bins)
@@ -102,16 +119,17 @@ def by_block(
     number = _numbers(most, device).repeat(pieces, 1)
     key = torch.searchsorted(ends, number, right=True, out_int32=True)
     return [
-        Order(order.indices, first[i * bins : (i + 1) * bins + 1], segment[i], key[i], length)
+        Order(unit, line, first[i * bins : (i + 1) * bins + 1], segment[i], key[i], length)
         for i in range(pieces)
     ]
 
 
 @functools.lru_cache(maxsize=64)
-def _piece_of_unit(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """The piece of every unit: int32 [U]."""
-    piece = torch.arange(len(sizes), dtype=torch.int32)
-    return piece.repeat_interleave(torch.tensor(sizes)).to(device)
+def _pieces_of_units(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The piece of every unit, int32 [U], and the first unit of every piece, int32 [pieces]."""
+    count = torch.tensor(sizes)
+    piece = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(count)
+    return piece.to(device), (count.cumsum(0) - count).int().to(device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -123,7 +141,7 @@ def _numbers(
 
 
 @triton.jit
-def _keys(
+def pair_keys(
     lists,
     first_block,
     piece_of_unit,
@@ -155,8 +173,25 @@ def _keys(
 
 
 @triton.jit
+def pair_places(
+    pair, piece_of_unit, first_unit, unit_of_pair, line_of_pair, count, heads, slots, piece_heads,
+    SIZE: tl.constexpr,
+):  # fmt: skip
+    """Unit and line of every pair: once here, so that no kernel behind divides by variables."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    inside = at < count
+    number = tl.load(pair + at, mask=inside, other=0).to(tl.int32)
+    slot, head, unit = number % slots, number // slots % heads, number // (slots * heads)
+    first_head = head // piece_heads * piece_heads
+    local = unit - tl.load(first_unit + tl.load(piece_of_unit + unit))
+    line = local * tl.minimum(piece_heads, heads - first_head) + head - first_head
+    tl.store(unit_of_pair + at, unit, mask=inside)
+    tl.store(line_of_pair + at, line * slots + slot, mask=inside)
+
+
+@triton.jit
 def segment_of(key, first, segment, number, length, bins):
-    """Bounds of a segment in ``pair``, and its (head, block); empty behind the last one."""
+    """Bounds of a segment among the pairs, and its (head, block); empty behind the last one."""
     bin_ = tl.load(key + number)
     used = bin_ < bins
     safe = tl.minimum(bin_, bins - 1)

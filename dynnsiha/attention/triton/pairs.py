@@ -20,7 +20,7 @@ from .geometry import line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of
 from .problem import PIECE, Gradients, Operands, Piece, Problem
-from .softmax import rows_of
+from .softmax import finished, rows_of
 from .sources import keys_of, numbers_of, tile_of
 
 _LINES = 16  # rows that a program merges
@@ -37,17 +37,20 @@ def forward(
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group)
     part = torch.empty(*shape, problem.head_dim, dtype=q.dtype, device=q.device)
-    # Empty slots that are left to ``tiles`` must be known as such.
-    lse = torch.full(shape, float("-inf"), dtype=torch.float32, device=q.device)
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    if lists.parts == slots:
+        # Empty slots that are left to ``tiles`` must be known as such.
+        lse.fill_(float("-inf"))
     tuned = problem.tuned("pairs")
     size = problem.config.block_size
-    _forward[(len(order.key),)](
+    pairs_forward[(len(order.key),)](
         q,
         problem.keys(k, size),
         problem.keys(v, size),
         part,
         lse,
-        order.pair,
+        order.unit,
+        order.line,
         order.first,
         order.segment,
         order.key,
@@ -57,11 +60,7 @@ def forward(
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         len(order.segment) - 1,
         problem.geometry.blocks,
-        problem.kv_heads,
-        piece.heads,
         piece.first_head,
-        piece.first_row,
-        slots,
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -75,7 +74,7 @@ def forward(
 def _merge_slots(problem: Problem, piece: Piece, lists: Lists, part: Tensor, lse: Tensor) -> None:
     lines = piece.rows * piece.heads * problem.group
     chosen = piece.of(lists.private)
-    _merge[(triton.cdiv(lines, _LINES),)](
+    merge_slots[(triton.cdiv(lines, _LINES),)](
         part,
         lse,
         chosen,
@@ -92,7 +91,7 @@ def _merge_slots(problem: Problem, piece: Piece, lists: Lists, part: Tensor, lse
 
 
 @triton.jit
-def _merge(
+def merge_slots(
     part,
     lse,
     lists,
@@ -130,9 +129,7 @@ def _merge(
             value *= weight[:, None]
         acc += value
     if SOFTMAX:
-        some = total > 0
-        acc /= tl.where(some, total, 1.0)[:, None]
-        logs = tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
+        acc, logs = finished(top, total, acc)
         tl.store(lse + first, logs, mask=live)
     tl.store(
         part + first[:, None] * D + d[None, :], acc.to(part.dtype.element_ty), mask=live[:, None]
@@ -140,13 +137,14 @@ def _merge(
 
 
 @triton.jit(do_not_specialize=PIECE)
-def _forward(
+def pairs_forward(
     q,
     k,
     v,
     part,
     lse,
-    pair,
+    unit_of_pair,
+    line_of_pair,
     first,
     segment,
     key,
@@ -161,11 +159,7 @@ def _forward(
     v_h,
     bins,
     blocks,
-    kv_heads,
-    piece_heads,
     first_head,
-    first_row,
-    slots,
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
@@ -174,6 +168,7 @@ def _forward(
     BS: tl.constexpr,
     DIAGONAL: tl.constexpr,
 ):
+    """Partial results of one segment of pairs."""
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
         kv = bin_ // blocks + first_head
@@ -187,21 +182,19 @@ def _forward(
         for i in range(begin, end, BQ):
             at = i + r // GP
             live = (at < end) & (g < G)
-            number = tl.load(pair + at, mask=live, other=0).to(tl.int32)
-            token = number // (slots * kv_heads)
+            token = tl.load(unit_of_pair + at, mask=live, other=0)
             tile = rows_of(q, token, kv * G + g, live, q_t, q_h, D)
-            s = tl.dot(tile, tl.trans(keys)) * scale2
+            s = tl.dot(tile, tl.trans(keys))
             if DIAGONAL:
                 s = tl.where((key_row + tl.arange(0, BS))[None, :] <= token[:, None], s, -1.0e30)
-            top = tl.max(s, 1)
-            p = tl.exp2(s - top[:, None])
+            top = tl.max(s, 1) * scale2
+            p = tl.exp2(s * scale2 - top[:, None])
             total = tl.sum(p, 1)
-            o = tl.dot(p.to(values.dtype), values) / total[:, None]
-            line = (token - first_row).to(tl.int64) * piece_heads + kv - first_head
-            line = (line * slots + number % slots) * G + g
+            o = tl.dot(p.to(values.dtype), values) * (1.0 / total)[:, None]
+            line = tl.load(line_of_pair + at, mask=live, other=0) * G + g
             d = tl.arange(0, D)
             tl.store(
-                part + line[:, None] * D + d[None, :],
+                part + (line * D)[:, None] + d[None, :],
                 o.to(part.dtype.element_ty),
                 mask=live[:, None],
             )
@@ -225,7 +218,7 @@ def backward(
     # Empty slots that are left to ``tiles`` are added all the same.
     make = torch.empty if lists.parts < slots else torch.zeros
     dq = make(shape, dtype=operands.q.dtype, device=operands.q.device)
-    segments = _launch(problem, piece, operands, grads, order, dq, slots, problem.given, None, 1)
+    segments = _launch(problem, piece, operands, grads, order, dq, problem.given, None, 1)
     if lists.parts < slots:
         _merge_slots(problem, piece, lists, dq, dq)
     return dq, segments
@@ -242,9 +235,7 @@ def backward_shared(
     """Segments of dk and dv that the walked blocks of ``lists`` leave, for all queries."""
     table = problem.geometry.programs(lists.span) if lists.span > 1 else None
     diagonal = lists.local == 0
-    return _launch(
-        problem, piece, operands, grads, order, None, lists.slots, diagonal, table, lists.span
-    )
+    return _launch(problem, piece, operands, grads, order, None, diagonal, table, lists.span)
 
 
 def _launch(
@@ -254,7 +245,6 @@ def _launch(
     grads: Gradients,
     order: Order,
     dq: Tensor | None,
-    slots: int,
     diagonal: bool,
     units: Tensor | None,
     span: int,
@@ -269,7 +259,7 @@ def _launch(
     )
     branch = BRANCHES.index("selected")
     tiles = problem.bulk and units is not None
-    _backward[(len(order.key),)](
+    pairs_backward[(len(order.key),)](
         problem.rows(q, tuned.queries) if tiles else q,
         problem.keys(k, size),
         problem.keys(v, size),
@@ -279,7 +269,8 @@ def _launch(
         dk if dq is None else dq,
         dk,
         dv,
-        order.pair,
+        order.unit,
+        order.line,
         order.first,
         order.segment,
         order.key,
@@ -291,10 +282,7 @@ def _launch(
         len(order.segment) - 1,
         problem.geometry.blocks,
         problem.kv_heads,
-        piece.heads,
         piece.first_head,
-        piece.first_row,
-        slots,
         **problem.shape,
         **tuned.launch,
         BS=size,
@@ -308,7 +296,7 @@ def _launch(
 
 
 @triton.jit(do_not_specialize=PIECE)
-def _backward(
+def pairs_backward(
     q,
     k,
     v,
@@ -318,7 +306,8 @@ def _backward(
     dq,
     dk,
     dv,
-    pair,
+    unit_of_pair,
+    line_of_pair,
     first,
     segment,
     key,
@@ -335,10 +324,7 @@ def _backward(
     bins,
     blocks,
     kv_heads,
-    piece_heads,
     first_head,
-    first_row,
-    slots,
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
@@ -351,6 +337,7 @@ def _backward(
     DQ: tl.constexpr,
     TURNED: tl.constexpr,
 ):
+    """dk and dv of one segment of pairs, and dq of each pair where DQ."""
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
         kv = bin_ // blocks + first_head
@@ -370,15 +357,13 @@ def _backward(
             if SINGLE:
                 left = end - i
                 live = (r // GP < left) & (g < G)
-                number = tl.load(pair + i + r // GP, mask=live, other=0).to(tl.int32)
-                token = number // (slots * kv_heads)
+                token = tl.load(unit_of_pair + i + r // GP, mask=live, other=0)
                 tile = rows_of(q, token, head, live, q_t, q_h, D)
                 tile_grad = rows_of(grad, token, head, live, heads * D, D, D)
                 line = token.to(tl.int64) * heads + head
                 log = tl.load(logs + line, mask=live, other=0.0)
             else:
-                number = tl.load(pair + i // SUB).to(tl.int32)
-                unit = line_of(units, number // (slots * kv_heads))
+                unit = line_of(units, tl.load(unit_of_pair + i // SUB))
                 row, row_start, stop, from_ = unit[0] + (i % SUB) * BQ, unit[1], unit[2], unit[6]
                 ahead, left = row - row_start, stop - row
                 tile = tile_of(q, from_, row_start, ahead, left, kv, q_t, q_h, G, GP, BQ, D, TMA)
@@ -409,8 +394,7 @@ def _backward(
             dv_acc = tl.dot(p.to(tile.dtype), tile_grad, dv_acc)
             dk_acc = tl.dot(ds, tile, dk_acc)
             if DQ:
-                to = (token - first_row).to(tl.int64) * piece_heads + kv - first_head
-                to = ((to * slots + number % slots) * G + g) * D
+                to = (tl.load(line_of_pair + i + r // GP, mask=live, other=0) * G + g) * D
                 if TURNED:
                     # The width of the heads, not the few rows, fills the matrix instruction.
                     part = tl.trans(tl.dot(tl.trans(keys), ds))

@@ -28,12 +28,12 @@ def prepare(
     rows = 32
     for i, (name, out, lse) in enumerate(branches):
         if name in problem.config.branches:
-            _prepare[(triton.cdiv(tokens * heads, rows),)](
+            prepare_branch[(triton.cdiv(tokens * heads, rows),)](
                 grad, out, lse, gates, logs[i], delta[i], dgates, tokens * heads, i, D=width, N=rows
             )
     if {"selected", "sliding"} <= set(problem.config.branches):
         count = tokens * heads
-        _combine[(triton.cdiv(count, 1024),)](logs, delta, count, N=1024)
+        combine_branches[(triton.cdiv(count, 1024),)](logs, delta, count, N=1024)
     elif "selected" in problem.config.branches:
         logs[NEAR].copy_(logs[1])
         delta[NEAR].copy_(delta[1])
@@ -41,9 +41,10 @@ def prepare(
 
 
 @triton.jit
-def _prepare(
+def prepare_branch(
     grad, out, lse, gates, logs, delta, dgates, count, branch, D: tl.constexpr, N: tl.constexpr
 ):
+    """Delta, gate gradient and log-sum-exp less log2(gate) of one branch."""
     line = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     live = line < count
     at = line[:, None] * D + tl.arange(0, D)[None, :]
@@ -61,7 +62,7 @@ def _prepare(
 
 
 @triton.jit
-def _combine(logs, delta, count, N: tl.constexpr):
+def combine_branches(logs, delta, count, N: tl.constexpr):
     """What two branches' probabilities of one key sum up to: one exponential stands for both.
 
     With p1 = 2^(s - l1) and p2 = 2^(s - l2): p1 + p2 = 2^(s - l), and the gradient of the logits,

@@ -75,12 +75,19 @@ class Problem:
         """Number of sequences."""
         return len(self.geometry.bounds) - 1
 
-    def keys(self, x: Tensor, keys: int) -> Source:
-        """What kernels read blocks of ``keys`` from, of [tokens or windows, K, D]."""
+    def keys(self, x: Tensor, keys: int, every: int = 1) -> Source:
+        """What kernels read blocks of ``keys`` from, of [tokens or windows, K, D].
+
+        A block may have every so many-th one.
+        """
         if not self.bulk:
             return x
-        some = x if len(x) else x.new_zeros(self.sequences, *x.shape[1:])
-        return key_source(some, self.sequences, keys)
+        some = (
+            x
+            if len(x) >= every * self.sequences
+            else x.new_zeros(every * self.sequences, *x.shape[1:])
+        )
+        return key_source(some, self.sequences, keys, every)
 
     def rows(self, x: Tensor, queries: int) -> Source:
         """What kernels read tiles of ``queries`` from, of [tokens, H, D]."""

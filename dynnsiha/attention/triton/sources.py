@@ -29,11 +29,12 @@ def bulk_copies_serve(sequences: int, *tensors: Tensor) -> bool:
     )
 
 
-def key_source(x: Tensor, sequences: int, keys: int) -> TensorDescriptor:
-    """Blocks of ``keys`` tokens of one head, of [tokens, heads, D]."""
+def key_source(x: Tensor, sequences: int, keys: int, every: int = 1) -> TensorDescriptor:
+    """Blocks of ``keys`` tokens of one head, of [tokens, heads, D]; every so many-th token."""
     tokens, heads, width = x.shape
     each, stride = tokens // sequences, x.stride(0)
-    shape, strides = [sequences, each, heads * width], [each * stride, stride, 1]
+    shape = [sequences, max(1, each // every), heads * width if every == 1 else every * stride]
+    strides = [each * stride, every * stride, 1]
     return TensorDescriptor(x, shape, strides, [1, keys, width])
 
 
@@ -48,11 +49,14 @@ def row_source(x: Tensor, sequences: int, queries: int, heads: int) -> TensorDes
 @triton.jit
 def keys_of(
     source, sequence, start, first, count, kv, stride_t, stride_h,
-    N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, within=0,
 ):  # fmt: skip
-    """Keys from ``first`` on of a sequence beginning at row ``start``: [N, D], 0 from ``count``."""
+    """Keys from ``first`` on of a sequence beginning at row ``start``: [N, D], 0 from ``count``.
+
+    Where a descriptor takes every n-th token, ``within`` is the offset of a token among n.
+    """
     if TMA:
-        keys = tl.reshape(source.load([sequence, first, kv * D]), [N, D])
+        keys = tl.reshape(source.load([sequence, first, within + kv * D]), [N, D])
     else:
         n, d = tl.arange(0, N), tl.arange(0, D)
         at = source + (start + tl.cast(first, tl.int64)) * stride_t + kv * stride_h

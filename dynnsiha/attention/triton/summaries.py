@@ -15,7 +15,7 @@ def mean_summaries(k: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Te
     shape = (geometry.windows, heads, width)
     k_cmp, v_cmp = k.new_empty(shape), v.new_empty(shape)
     if shape[0]:
-        _mean[(shape[0], heads)](
+        mean_of_window[(shape[0], heads)](
             k,
             v,
             k_cmp,
@@ -34,7 +34,7 @@ def mean_summaries(k: Tensor, v: Tensor, geometry: Geometry) -> tuple[Tensor, Te
 
 
 @triton.jit
-def _mean(
+def mean_of_window(
     k,
     v,
     k_cmp,
@@ -49,6 +49,7 @@ def _mean(
     CB: tl.constexpr,
     N: tl.constexpr,
 ):
+    """The mean of K and V over one window."""
     window, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + window).to(tl.int64)
     n, d = tl.arange(0, N), tl.arange(0, D)

@@ -28,14 +28,15 @@ def joined(
         dk, dv = (new.dk.new_zeros(shape) for _ in range(2))
         total = Segments(dk, dv, torch.arange(bins + 1, dtype=torch.int32, device=dk.device))
     size = new.dk[0].numel()
-    _add[(bins, triton.cdiv(size, 1024))](
+    add_segments[(bins, triton.cdiv(size, 1024))](
         total.dk, total.dv, new.dk, new.dv, new.bounds, size, N=1024
     )
     return [total]
 
 
 @triton.jit
-def _add(total_dk, total_dv, dk, dv, bounds, size, N: tl.constexpr):
+def add_segments(total_dk, total_dv, dk, dv, bounds, size, N: tl.constexpr):
+    """Segments of one bin, added in their order to its running sum."""
     bin_ = tl.program_id(0)
     at = tl.program_id(1) * N + tl.arange(0, N)
     inside = at < size
@@ -69,7 +70,7 @@ def finish(
         part = parts[i] if i < len(parts) else None
         tables += [problem.block_table] * 3 if part is None else [part.dk, part.dv, part.bounds]
     rows = min(_ROWS, config.block_size)
-    _finish[(config.block_size // rows, geometry.blocks, piece.heads)](
+    finish_keys[(config.block_size // rows, geometry.blocks, piece.heads)](
         *tables,
         *((dk, dv) if summaries is None else summaries),
         dk,
@@ -99,7 +100,7 @@ def _segments(dk_sum, dv_sum, dk, dv, bounds, bin_, at, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _finish(
+def finish_keys(
     dk_a,
     dv_a,
     bounds_a,
@@ -126,6 +127,7 @@ def _finish(
     PARTS: tl.constexpr,
     POOLED: tl.constexpr,
 ):
+    """dk and dv of N keys: all segments, and the share of their windows' gradient."""
     block = tl.program_id(1)
     kv = first_head + tl.program_id(2)
     row, start, end, _b, window0, _t, _s = line_of(table, block)

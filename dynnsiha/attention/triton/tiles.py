@@ -14,7 +14,7 @@ from torch import Tensor
 from .geometry import line_of, windows_seen
 from .lists import Lists
 from .problem import PIECE, Gradients, Operands, Outputs, Piece, Problem
-from .softmax import absorb, finished, fresh
+from .softmax import absorb, closed, finished, fresh
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 
 
@@ -32,10 +32,10 @@ def forward(
     size = problem.config.block_size
     part, part_lse = (q, outputs.lse_selected) if parts is None else parts
     some = outputs.out
-    _forward[(piece.blocks * (size // tuned.queries), piece.heads)](
+    tiles_forward[(piece.blocks * (size // tuned.queries), piece.heads)](
         q,
-        problem.keys(k, size),
-        problem.keys(v, size),
+        problem.keys(k, tuned.launch["BN"]),
+        problem.keys(v, tuned.launch["BN"]),
         gates,
         some if outputs.compressed is None else outputs.compressed,
         lists.shared,
@@ -69,34 +69,34 @@ def forward(
 
 @triton.jit
 def listed(lists, unit, kv, stride_t, stride_h, slot, INIT: tl.constexpr, SKIP: tl.constexpr):
-    """A block of a shared list, whose slots INIT ... INIT + SKIP - 1 are handled elsewhere."""
+    """A block of a shared list, whose slots INIT ... INIT + SKIP - 1 are handled elsewhere.
+
+    Chosen lists have their empty slots behind all others, and complete blocks in those that are not
+    handled elsewhere; given lists may have gaps, and blocks that a query sees in part.
+    """
     at = tl.where(slot < INIT, slot, slot + SKIP)
     return tl.load(lists + unit.to(tl.int64) * stride_t + kv * stride_h + at)
 
 
 @triton.jit
 def slots_used(
-    lists,
-    unit,
-    kv,
-    stride_t,
-    stride_h,
-    SLOTS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    INIT: tl.constexpr,
-    SKIP: tl.constexpr,
-):
-    """Slots up to the last filled one: under top_p, or early in a sequence, fewer than SLOTS."""
-    slot = tl.arange(0, WIDTH)
-    at = tl.where(slot < INIT, slot, slot + SKIP)
-    inside = slot < SLOTS
-    at = lists + unit.to(tl.int64) * stride_t + kv * stride_h + at
-    block = tl.load(at, mask=inside, other=-1)
-    return tl.max(tl.where(block >= 0, slot + 1, 0))
+    lists, unit, kv, stride_t, stride_h,
+    SLOTS: tl.constexpr, INIT: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """Slots up to the last filled one: under top_p, or early in a sequence, fewer than SLOTS.
+
+    One number after the other: the compiler knows that a program's threads agree on numbers from
+    one address, and keeps the loop that they bound in uniform registers.
+    """
+    used = 0
+    for slot in tl.static_range(SLOTS):
+        block = listed(lists, unit, kv, stride_t, stride_h, slot, INIT, SKIP)
+        used = tl.where(block >= 0, slot + 1, used)
+    return used
 
 
 @triton.jit(do_not_specialize=PIECE)
-def _forward(
+def tiles_forward(
     q,
     k,
     v,
@@ -131,10 +131,10 @@ def _forward(
     D: tl.constexpr,
     TMA: tl.constexpr,
     BQ: tl.constexpr,
+    BN: tl.constexpr,
     BS: tl.constexpr,
     R: tl.constexpr,
     SLOTS: tl.constexpr,
-    WIDTH: tl.constexpr,
     INIT: tl.constexpr,
     LOCAL: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -144,8 +144,8 @@ def _forward(
     SLIDING: tl.constexpr,
     TRAIN: tl.constexpr,
 ):
+    """o of BQ queries and the heads of one key/value head."""
     SUB: tl.constexpr = BS // BQ
-    REREAD: tl.constexpr = SLIDING and SELECTED and (D > 128 or BS < 64)
     pid = tl.program_id(0)
     place = line_of(table, first_block + pid // SUB)
     block_row, start, end, tile0, sequence = place[0], place[1], place[2], place[5], place[6]
@@ -154,63 +154,62 @@ def _forward(
         kv = first_head + tl.program_id(1)
         heads = kv_heads * G
         r = tl.arange(0, BQ * GP)
-        n = tl.arange(0, BS)
+        n = tl.arange(0, BN)
         token, some = row + r // GP, end - row
         tile = loaded_tile(q, row, some, kv, q_t, q_h, G, GP, BQ, D)
 
+        stop = tl.minimum(row + BQ, end)
+        near = tl.maximum(block_row - (LOCAL - 1) * BS, start) if LOCAL > 0 else stop
         top, total, acc = fresh(BQ * GP, D)
-        for i in range(tl.minimum(LOCAL, (block_row - start) // BS + 1)):
-            key_row = block_row - i * BS
+        for key_row in range(near, stop, BN):
             offset, left = key_row - start, end - key_row
-            keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
-            values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
-            s = tl.dot(tile, tl.trans(keys)) * scale2
-            if i == 0:
+            keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
+            values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
+            s = tl.dot(tile, tl.trans(keys))
+            if key_row + BN > row:
                 s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
-            top, total, acc = absorb(s, values, top, total, acc)
+            top, total, acc = absorb(s, values, scale2, top, total, acc)
 
         if SLIDING:
-            w_top, w_total, w_acc = top, total, acc
-            if LOCAL > 0:
-                stop = block_row - (LOCAL - 1) * BS
-            else:
-                stop = tl.minimum(row + BQ, end)
-            oldest = tl.maximum(row - window + 1 - start, 0) // BS * BS + start
-            for key_row in range(oldest, stop, BS):
-                offset, left = key_row - start, stop - key_row
-                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
-                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
-                s = tl.dot(tile, tl.trans(keys)) * scale2
-                if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
+            if SELECTED:
+                # Both branches go on from here. What waits for its turn takes 16 bits.
+                n_top, n_total = top, total
+                o_local = finished(top, total, acc)[0].to(tile.dtype)
+            oldest = tl.maximum(row - window + 1 - start, 0) // BN * BN + start
+            for key_row in range(oldest, near, BN):
+                offset, left = key_row - start, near - key_row
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
+                s = tl.dot(tile, tl.trans(keys))
+                if (key_row <= row + BQ - 1 - window) | (key_row + BN > row):
                     column = (key_row + n)[None, :]
                     seen = (column <= token[:, None]) & (column > token[:, None] - window)
                     s = tl.where(seen, s, float("-inf"))
-                w_top, w_total, w_acc = absorb(s, values, w_top, w_total, w_acc)
-            o, logs = finished(w_top, w_total, w_acc)
+                top, total, acc = absorb(s, values, scale2, top, total, acc)
+            o, logs = finished(top, total, acc)
             if TRAIN:
                 store_numbers(lse_win, logs, row, some, kv, heads, G, GP, BQ)
-            if TRAIN or REREAD:
-                store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
-            gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
-            # In 16 bits it takes half of the registers through the loop that follows.
-            result = (gate[:, None] * o).to(tile.dtype)
-        else:
-            result = tl.zeros([BQ * GP, D], tile.dtype)
+            # It waits in memory: the registers are needed in the loop that follows.
+            store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
+            if SELECTED:
+                top, total = n_top, n_total
+                acc = o_local.to(tl.float32) * total[:, None]
 
         if SELECTED:
+            PARTS_OF: tl.constexpr = BS // BN
             unit = row if R == 1 else tile0 + (row - start) // R
-            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, WIDTH, INIT, LOCAL)
-            for i in range(used):
-                block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
-                key_row = start + tl.maximum(block, 0) * BS
+            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, INIT, LOCAL)
+            for i in range(used * PARTS_OF):
+                block = listed(shared, unit, kv, shared_t, shared_h, i // PARTS_OF, INIT, LOCAL)
+                key_row = start + tl.maximum(block, 0) * BS + i % PARTS_OF * BN
                 offset, left = key_row - start, end - key_row
-                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
-                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
-                s = tl.dot(tile, tl.trans(keys)) * scale2
-                if (block < 0) | (key_row + BS > row):
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
+                s = tl.dot(tile, tl.trans(keys))
+                if LOCAL == 0:
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
                     s = tl.where(seen, s, float("-inf"))
-                top, total, acc = absorb(s, values, top, total, acc)
+                top, total, acc = absorb(s, values, scale2, top, total, acc)
             if PAIRS > 0:
                 live = (r // GP < some) & (r % GP < G)
                 local = (row - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
@@ -224,7 +223,7 @@ def _forward(
                 fade = tl.exp2(top - higher)
                 total *= fade
                 acc *= fade[:, None]
-                for i in tl.static_range(PARTS):
+                for i in range(PARTS):
                     logs = tl.load(part_lse + at + i * G, mask=live, other=float("-inf"))
                     weight = tl.exp2(logs - higher)
                     total += weight
@@ -233,26 +232,25 @@ def _forward(
                     value = tl.load(from_, mask=filled, other=0.0).to(tl.float32)
                     acc = tl.fma(value, weight[:, None], acc)
                 top = higher
-            o, logs = finished(top, total, acc)
+            factor, logs = closed(top, total)
             if TRAIN:
+                o = acc * factor[:, None]
                 store_tile(o_slc, o, row, some, kv, heads * D, D, G, GP, BQ, D)
             store_numbers(lse_slc, logs, row, some, kv, heads, G, GP, BQ)
             gate = numbers_of(gates + 1, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
-            total_out = gate[:, None] * o
-            if REREAD:
-                tl.debug_barrier()
-                o = loaded_tile(o_win, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
-                gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
-                total_out = tl.fma(gate[:, None], o, total_out)
-            else:
-                total_out += result.to(tl.float32)
+            result = acc * (gate * factor)[:, None]
         else:
-            total_out = result.to(tl.float32)
+            result = tl.zeros([BQ * GP, D], tl.float32)
+        if SLIDING:
+            tl.debug_barrier()
+            o = loaded_tile(o_win, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
+            gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
+            result += gate[:, None] * o
         if COMPRESSED:
             o = loaded_tile(o_cmp, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
             gate = numbers_of(gates, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
-            total_out += gate[:, None] * o
-        store_tile(out, total_out, row, some, kv, heads * D, D, G, GP, BQ, D)
+            result += gate[:, None] * o
+        store_tile(out, result, row, some, kv, heads * D, D, G, GP, BQ, D)
 
 
 def backward(
@@ -268,7 +266,7 @@ def backward(
     q, k, v = operands.q, operands.k, operands.v
     tuned = problem.tuned("tiles backward", lists.span)
     size = problem.config.block_size
-    _backward[(piece.blocks * (size // tuned.queries), piece.heads)](
+    tiles_backward[(piece.blocks * (size // tuned.queries), piece.heads)](
         q,
         problem.keys(k, size),
         problem.keys(v, size),
@@ -305,7 +303,7 @@ def backward(
 
 
 @triton.jit(do_not_specialize=PIECE)
-def _backward(
+def tiles_backward(
     q,
     k,
     v,
@@ -346,7 +344,6 @@ def _backward(
     ST: tl.constexpr,
     R: tl.constexpr,
     SLOTS: tl.constexpr,
-    WIDTH: tl.constexpr,
     INIT: tl.constexpr,
     LOCAL: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -355,6 +352,7 @@ def _backward(
     SELECTED: tl.constexpr,
     SLIDING: tl.constexpr,
 ):
+    """dq of BQ queries and the heads of one key/value head."""
     SUB: tl.constexpr = BS // BQ
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     place = line_of(table, first_block + pid // SUB)
@@ -427,7 +425,7 @@ def _backward(
 
         if SELECTED:
             unit = row if R == 1 else tile0 + (row - start) // R
-            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, WIDTH, INIT, LOCAL)
+            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, INIT, LOCAL)
             for i in range(used):
                 block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
                 key_row = start + tl.maximum(block, 0) * BS
@@ -437,7 +435,7 @@ def _backward(
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - s_log[:, None])
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - s_shift[:, None])
-                if (block < 0) | (key_row + BS > row):
+                if LOCAL == 0:
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
                     ds = tl.where(seen, ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
