@@ -21,6 +21,7 @@ import os
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -74,11 +75,12 @@ INSTRUCTIONS = {
 }
 """Kinds of PTX instructions and what they begin with."""
 
-_COUNTED = {kind: re.compile(rf"(?<![\w.$%]){begin}") for kind, begin in INSTRUCTIONS.items()}
+_INSTRUCTION = re.compile(r"(?<![\w.$%])[a-z]\w*\.[\w.:]+")
 _PRODUCT = re.compile(r"tt\.dot\b[^\n]*: tensor<(\d+)x(\d+)x\w+>\s*\*\s*tensor<\d+x(\d+)x\w+>")
 _USED = re.compile(r"Used (\d+) registers")
 _INTEGERS = ("i32", "i64", "u64")  # types that Triton gives to Python's integers
 _REASON = 500  # characters of a compiler's message that are kept
+_COLUMNS = 512  # of tensor memory, all that a multiprocessor has
 _SPILLED = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
@@ -134,13 +136,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Build:
-    """What the compiler made of one launch for one target, or why it refused.
+    """What the compiler made of one launch for one target, or why the launch cannot run there.
 
     Attributes:
         identity: stable hash of kernel, arguments, constants and options; with ``target`` the key.
         constants: values compiled in, by name; ``signature``: types of the other arguments.
         warps, stages: of the launch; 0 where the launch left them to Triton.
-        error: why there is no binary, in one line; numbers are 0 then. Empty where there is one.
+        error: why the launch cannot run, in one line; empty where it can. Numbers are 0 where there
+            is no binary.
         shared_bytes: shared memory of a block.
         tensor_memory_columns: of a block, on sm_100 and later.
         products: shapes (M, N, K) of the matrix products in the source, each one once.
@@ -185,12 +188,14 @@ def captured_launches() -> Iterator[list[Launch]]:
     """Note the distinct launches of Triton kernels in this context; none of them runs.
 
     What kernels would have written stays as it was, so the code that launches must not branch on
-    it. Raises RuntimeError where Triton was imported for its interpreter.
+    it. Raises RuntimeError where kernels are for Triton's interpreter: those of Triton's own
+    library, since it was imported with TRITON_INTERPRET=1, or those that are imported from now on.
     """
     from triton import knobs
+    from triton.language import cdiv
     from triton.runtime.jit import JITFunction
 
-    if knobs.runtime.interpret:
+    if knobs.runtime.interpret or not isinstance(cdiv, JITFunction):
         raise RuntimeError("TRITON_INTERPRET=1: capture launches in a process without it")
     launches: list[Launch] = []
     seen: set[str] = set()
@@ -258,18 +263,29 @@ def compile_launch(launch: Launch, target: Target) -> Build:
     if used is None or spilled is None:
         raise RuntimeError(f"{launch.name}: ptxas reported neither registers nor spills")
     stack, stores, loads = map(int, spilled.groups())
+    shared, columns = built.metadata.shared, built.metadata.tmem_size or 0
     return Build(
         **known,
+        error=_excess(target, shared, columns),
         registers=int(used[1]),
         spill_store_bytes=stores,
         spill_load_bytes=loads,
         stack_bytes=stack,
-        shared_bytes=built.metadata.shared,
-        tensor_memory_columns=built.metadata.tmem_size or 0,
+        shared_bytes=shared,
+        tensor_memory_columns=columns,
         products=_products(built.asm["ttir"]),
         instructions=count_instructions(built.asm["ptx"]),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _excess(target: Target, shared_bytes: int, columns: int) -> str:
+    """What a block asks for beyond what the target has: the compiler leaves that to the launch."""
+    if shared_bytes > target.shared_bytes:
+        return f"{shared_bytes} bytes of shared memory: {target.name} has {target.shared_bytes}"
+    if columns > _COLUMNS:
+        return f"{columns} columns of tensor memory: {target.name} has {_COLUMNS}"
+    return ""
 
 
 def _hash(name: str, *parts: dict[Any, Any]) -> str:
@@ -279,8 +295,11 @@ def _hash(name: str, *parts: dict[Any, Any]) -> str:
 
 def count_instructions(ptx: str) -> dict[str, int]:
     """Instructions of PTX by kind (``INSTRUCTIONS``), comments left out."""
-    code = re.sub(r"//[^\n]*", "", ptx)
-    return {kind: len(pattern.findall(code)) for kind, pattern in _COUNTED.items()}
+    found = Counter(_INSTRUCTION.findall(re.sub(r"//[^\n]*", "", ptx)))
+    return {
+        kind: sum(count for name, count in found.items() if re.match(begin, name))
+        for kind, begin in INSTRUCTIONS.items()
+    }
 
 
 def _products(ttir: str) -> tuple[tuple[int, int, int], ...]:

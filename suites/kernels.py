@@ -73,43 +73,40 @@ class Call:
             out.sum().backward()
 
 
-def _hybrid(block_size: int = 64, **fields: Any) -> NSAConfig:
-    """A list for a tile of queries and two blocks of each query's own."""
-    windows = {"compress_block": block_size, "compress_stride": block_size}
-    return NSAConfig(
-        block_size=block_size, query_tile="auto", private_blocks=2, **(windows | fields)
-    )
-
-
 def _exact(block_size: int = 64, **fields: Any) -> NSAConfig:
     """A list for every query."""
-    windows = {"compress_block": block_size, "compress_stride": block_size}
+    windows = {"compress_block": min(64, block_size), "compress_stride": min(64, block_size)}
     return NSAConfig(block_size=block_size, **(windows | fields))
 
 
+def _hybrid(block_size: int = 64, **fields: Any) -> NSAConfig:
+    """A list for a tile of queries and two blocks of each query's own."""
+    return _exact(block_size, query_tile="auto", private_blocks=2, **fields)
+
+
+_PAPER_HYBRID = NSAConfig.paper(query_tile="auto", private_blocks=2)
+_NO_MEANS = ("selected", "sliding")
+_PACKED = (1001, 1050)
+
 CALLS = (
     Call("paper", (64, 4, 128), NSAConfig.paper()),
-    Call("paper hybrid", (64, 4, 128), _hybrid()),
+    Call("paper hybrid", (64, 4, 128), _PAPER_HYBRID),
+    Call("paper hybrid, inference", (64, 4, 128), _PAPER_HYBRID, trains=False),
+    Call("paper, top-p", (64, 4, 128), NSAConfig.paper(top_p=0.9)),
+    Call("paper, several pieces", (64, 4, 128), NSAConfig.paper(), lengths=(16384,)),
     Call("headless", (32, 32, 128), _hybrid()),
-    Call("gqa4, packed", (32, 8, 128), _hybrid(), lengths=(1001, 1050)),
-    Call("narrow", (8, 8, 64), _hybrid()),
-    Call("narrow, packed, float16", (6, 2, 64), _exact(), torch.float16, lengths=(1001, 1050)),
+    Call("gqa4, packed", (32, 8, 128), _hybrid(), lengths=_PACKED),
+    Call("given lists", (64, 4, 128), _exact(top_n=13, branches=("selected",)), given="lists"),
+    Call("given lists, 64 share", (64, 1, 128), _exact(branches=("selected",)), given="lists"),
+    Call("narrow, packed, float16", (6, 2, 64), _hybrid(), torch.float16, lengths=_PACKED),
     Call("narrow, 64 share", (64, 1, 64), _exact()),
     Call("wide", (8, 8, 256), _hybrid()),
-    Call("wide, packed", (32, 2, 256), _exact(), lengths=(1001, 1050)),
+    Call("wide, packed", (6, 2, 256), _hybrid(), lengths=_PACKED),
+    Call("narrow blocks of 16", (4, 4, 64), _exact(16, branches=("sliding",)), given="summaries"),
     Call("blocks of 32", (4, 4, 128), _exact(32, branches=("sliding",)), given="summaries"),
-    Call("wide blocks of 32", (4, 4, 256), _exact(32, branches=("sliding",)), given="summaries"),
-    Call("blocks of 128", (16, 4, 128), _hybrid(128)),
-    Call("narrow blocks of 128", (4, 4, 64), _hybrid(128)),
-    Call("top-p", (64, 4, 128), NSAConfig.paper(top_p=0.9)),
-    Call(
-        "headless, given lists alone",
-        (32, 32, 128),
-        _exact(top_n=13, branches=("selected",)),
-        given="lists",
-    ),
-    Call("inference", (64, 4, 128), _hybrid(), trains=False),
-    Call("several pieces", (64, 4, 128), NSAConfig.paper(), lengths=(16384,)),
+    Call("wide blocks of 32", (4, 4, 256), _exact(32, branches=_NO_MEANS), given="lists"),
+    Call("blocks of 128", (4, 4, 128), _hybrid(128)),
+    Call("narrow blocks of 128, long lists", (4, 4, 64), _exact(128, top_n=128)),
 )
 """The manifest."""
 

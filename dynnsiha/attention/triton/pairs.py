@@ -215,9 +215,7 @@ def backward(
     """
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group, problem.head_dim)
-    # Empty slots that are left to ``tiles`` are added all the same.
-    make = torch.empty if lists.parts < slots else torch.zeros
-    dq = make(shape, dtype=operands.q.dtype, device=operands.q.device)
+    dq = torch.empty(shape, dtype=operands.q.dtype, device=operands.q.device)
     segments = _launch(problem, piece, operands, grads, order, dq, problem.given, None, 1)
     if lists.parts < slots:
         _merge_slots(problem, piece, lists, dq, dq)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import knobs
+
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -69,3 +72,29 @@ def finished(top, total, acc):
     """Output and log-sum-exp of the running state; 0 and -inf where nothing was seen."""
     factor, log = closed(top, total)
     return acc * factor[:, None], log
+
+
+@triton.jit
+def packed(x, dtype: tl.constexpr):
+    """x [M, D], rounded to a 16-bit dtype, two neighbours in one integer: int32 [M, D / 2].
+
+    The compiler gives a 16-bit number a whole register, and would round only where the number is
+    used, keeping 32 bits through all loops before: hence instructions that it may not move.
+    """
+    M: tl.constexpr = x.shape[0]
+    HALF: tl.constexpr = x.shape[1] // 2
+    bits = x.to(dtype).to(tl.int16, bitcast=True).to(tl.int32)
+    low, high = tl.split(tl.reshape(bits, [M, HALF, 2]))
+    pairs = (low & 0xFFFF) | (high << 16)
+    if not _INTERPRETED:
+        pairs = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [pairs], tl.int32, False, 1)
+    return pairs
+
+
+@triton.jit
+def unpacked(pairs, dtype: tl.constexpr):
+    """Counterpart of ``packed``: float32 [M, D]."""
+    M: tl.constexpr = pairs.shape[0]
+    HALF: tl.constexpr = pairs.shape[1]
+    bits = tl.join(pairs, pairs >> 16).to(tl.int16)
+    return tl.reshape(bits, [M, 2 * HALF]).to(dtype, bitcast=True).to(tl.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .geometry import line_of, windows_seen
 from .lists import Lists
 from .problem import PIECE, Gradients, Operands, Outputs, Piece, Problem
-from .softmax import absorb, closed, finished, fresh
+from .softmax import absorb, closed, finished, fresh, packed, unpacked
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 
 
@@ -172,9 +172,9 @@ def tiles_forward(
 
         if SLIDING:
             if SELECTED:
-                # Both branches go on from here. What waits for its turn takes 16 bits.
+                # Both branches go on from here.
                 n_top, n_total = top, total
-                o_local = finished(top, total, acc)[0].to(tile.dtype)
+                o_local = packed(finished(top, total, acc)[0], tile.dtype)
             oldest = tl.maximum(row - window + 1 - start, 0) // BN * BN + start
             for key_row in range(oldest, near, BN):
                 offset, left = key_row - start, near - key_row
@@ -189,11 +189,11 @@ def tiles_forward(
             o, logs = finished(top, total, acc)
             if TRAIN:
                 store_numbers(lse_win, logs, row, some, kv, heads, G, GP, BQ)
-            # It waits in memory: the registers are needed in the loop that follows.
-            store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
+                store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
+            o_near = packed(o, tile.dtype)
             if SELECTED:
                 top, total = n_top, n_total
-                acc = o_local.to(tl.float32) * total[:, None]
+                acc = unpacked(o_local, tile.dtype) * total[:, None]
 
         if SELECTED:
             PARTS_OF: tl.constexpr = BS // BN
@@ -206,7 +206,7 @@ def tiles_forward(
                 keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
                 values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
                 s = tl.dot(tile, tl.trans(keys))
-                if LOCAL == 0:
+                if (block < 0) | (key_row + BN > row):
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
                     s = tl.where(seen, s, float("-inf"))
                 top, total, acc = absorb(s, values, scale2, top, total, acc)
@@ -242,10 +242,8 @@ def tiles_forward(
         else:
             result = tl.zeros([BQ * GP, D], tl.float32)
         if SLIDING:
-            tl.debug_barrier()
-            o = loaded_tile(o_win, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
             gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
-            result += gate[:, None] * o
+            result += gate[:, None] * unpacked(o_near, tile.dtype)
         if COMPRESSED:
             o = loaded_tile(o_cmp, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
             gate = numbers_of(gates, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
@@ -276,6 +274,7 @@ def backward(
         grads.logs,
         grads.delta,
         lists.shared,
+        lists.private,
         q if part is None else part,
         dq,
         problem.block_table,
@@ -283,6 +282,7 @@ def backward(
         problem.scale2,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         *(lists.shared.stride(0), lists.shared.stride(1)),
+        *(lists.private.stride(0), lists.private.stride(1)),
         problem.geometry.tokens,
         problem.kv_heads,
         piece.first_block,
@@ -313,6 +313,7 @@ def tiles_backward(
     logs,
     delta,
     shared,
+    private,
     part,
     dq,
     table,
@@ -326,6 +327,8 @@ def tiles_backward(
     v_h,
     shared_t,
     shared_h,
+    private_t,
+    private_h,
     tokens,
     kv_heads,
     first_block,
@@ -435,15 +438,22 @@ def tiles_backward(
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - s_log[:, None])
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - s_shift[:, None])
-                if LOCAL == 0:
+                if (block < 0) | (key_row + BS > row):
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
                     ds = tl.where(seen, ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
             if PAIRS > 0:
-                # Rows [tokens, heads, slots, G, D]: a slot is as far from the next as G heads are.
-                at, per_token = row - first_row, piece_heads * PAIRS * G * D
-                slot = tl.program_id(1) * PAIRS
+                # Rows [tokens, heads, slots, G, D]; slots without a block hold anything.
+                live = (r // GP < some) & (r % GP < G)
+                local = (row - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
+                part += local * (PAIRS * G * D)
+                private += row.to(tl.int64) * private_t + kv * private_h
+                at = r // GP * (piece_heads * PAIRS * G) + r % GP
                 for i in tl.static_range(PARTS):
-                    value = loaded_tile(part, at, some, slot + i, per_token, D, G, GP, BQ, D)
-                    acc += value.to(tl.float32)
+                    filled = live
+                    if PARTS == PAIRS:
+                        chosen = tl.load(private + r // GP * private_t + i, mask=live, other=-1)
+                        filled = chosen >= 0
+                    from_ = part + ((at + i * G) * D)[:, None] + tl.arange(0, D)[None, :]
+                    acc += tl.load(from_, mask=filled[:, None], other=0.0).to(tl.float32)
         store_tile(dq, acc * scale, row, some, kv, heads * D, D, G, GP, BQ, D)
