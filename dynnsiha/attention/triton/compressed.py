@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .geometry import line_of, windows_seen
 from .problem import Gradients, Operands, Problem
-from .softmax import absorb, finished, fresh, rows_of, store_rows
+from .softmax import absorb, finished, fresh, overflown, rows_of, store_rows
 from .sources import keys_of, numbers_of, tile_of
 
 _PROGRAMS = 2048  # enough to fill a large GPU several times
@@ -39,6 +39,23 @@ def forward(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> tuple[
         ST=problem.config.compress_stride,
     )
     return out, lse
+
+
+@triton.jit
+def _over_windows(
+    tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
+    D: tl.constexpr, TMA: tl.constexpr, BN: tl.constexpr, SHIFTED: tl.constexpr,
+):  # fmt: skip
+    """The running state of a tile after the windows before ``last``."""
+    top, total, acc = fresh(tile.shape[0], D, SHIFTED)
+    for first in tl.range(0, last, BN, num_stages=1 if SHIFTED else None):
+        k = keys_of(k_cmp, sequence, window, first, last - first, kv, width, D, BN, D, TMA)
+        v = keys_of(v_cmp, sequence, window, first, last - first, kv, width, D, BN, D, TMA)
+        s = tl.dot(tile, tl.trans(k))
+        if first + BN > all_see:
+            s = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], s, float("-inf"))
+        top, total, acc = absorb(s, v, scale2, top, total, acc, SHIFTED)
+    return top, total, acc
 
 
 @triton.jit
@@ -74,15 +91,16 @@ def compressed_forward(
     seen = windows_seen(token - start, CB, ST)
     all_see = windows_seen(row - start, CB, ST)
     last = windows_seen(tl.minimum(row + BQ, end) - 1 - start, CB, ST)
-    stride = kv_heads * D
-    top, total, acc = fresh(BQ * GP, D)
-    for first in range(0, last, BN):
-        k = keys_of(k_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA)
-        v = keys_of(v_cmp, sequence, window, first, last - first, kv, stride, D, BN, D, TMA)
-        s = tl.dot(tile, tl.trans(k))
-        if first + BN > all_see:
-            s = tl.where((first + tl.arange(0, BN))[None, :] < seen[:, None], s, float("-inf"))
-        top, total, acc = absorb(s, v, scale2, top, total, acc)
+    width = kv_heads * D
+    top, total, acc = _over_windows(
+        tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
+        D, TMA, BN, False,
+    )  # fmt: skip
+    if overflown(total, live & (seen > 0), tile.dtype):
+        top, total, acc = _over_windows(
+            tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
+            D, TMA, BN, True,
+        )  # fmt: skip
     o, logs = finished(top, total, acc)
     heads = kv_heads * G
     store_rows(out, o, token, head, live, heads * D, D, D)

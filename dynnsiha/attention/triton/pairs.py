@@ -183,6 +183,8 @@ def pairs_forward(
             at = i + r // GP
             live = (at < end) & (g < G)
             token = tl.load(unit_of_pair + at, mask=live, other=0)
+            # Asked for early: at the end, when it is needed, nothing is left to do meanwhile.
+            line = tl.load(line_of_pair + at, mask=live, other=0) * G + g
             tile = rows_of(q, token, kv * G + g, live, q_t, q_h, D)
             s = tl.dot(tile, tl.trans(keys))
             if DIAGONAL:
@@ -191,7 +193,6 @@ def pairs_forward(
             p = tl.exp2(s * scale2 - top[:, None])
             total = tl.sum(p, 1)
             o = tl.dot(p.to(values.dtype), values) * (1.0 / total)[:, None]
-            line = tl.load(line_of_pair + at, mask=live, other=0) * G + g
             d = tl.arange(0, D)
             tl.store(
                 part + (line * D)[:, None] + d[None, :],

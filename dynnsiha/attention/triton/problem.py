@@ -16,7 +16,7 @@ from .geometry import Geometry
 from .sources import Source, key_source, row_source
 from .tuning import Tuned, tuned
 
-_ROW_BYTES = 1 << 29  # for partial results of queries
+_ROW_BYTES = 1 << 30  # for partial results of queries
 _KEY_BYTES = 1 << 30  # for partial dk and dv
 _PARTIAL_SETS = 3  # of dk and dv: pairs, shared lists, window
 

@@ -3,7 +3,7 @@
 A tile is BQ neighbouring queries times the G query heads of one key/value head, padded to a power
 of two GP; row r holds query r // GP and head r % GP. Log-sum-exps are in base 2 inside of the
 kernels, -inf where a row saw nothing. The running maximum starts at a finite value, so that a row
-that has seen nothing yields exp2(-inf) = 0 and no NaN.
+that has seen nothing yields exp2(-inf) = 0 and no NaN; it stays 0 where nothing is subtracted.
 """
 
 from __future__ import annotations
@@ -32,28 +32,46 @@ def store_rows(pointer, value, token, head, live, stride_t, stride_h, D: tl.cons
 
 
 @triton.jit
-def fresh(M: tl.constexpr, D: tl.constexpr):
+def fresh(M: tl.constexpr, D: tl.constexpr, SHIFTED: tl.constexpr):
     """Running maximum, sum and output of a row that has seen nothing."""
     return (
-        tl.full([M], -1.0e30, tl.float32),
+        tl.full([M], -1.0e30 if SHIFTED else 0.0, tl.float32),
         tl.zeros([M], tl.float32),
         tl.zeros([M, D], tl.float32),
     )
 
 
 @triton.jit
-def absorb(s, v, scale2, top, total, acc):
-    """Online softmax: take products s [M, N] and values v [N, D] into the running state.
+def absorb(s, v, scale2, top, total, acc, SHIFTED: tl.constexpr):
+    """Softmax so far: take products s [M, N] and values v [N, D] into the running state.
 
-    s scale2, with scale2 > 0, are the logits in base 2: scaled together with the subtraction, they
-    cost one instruction each.
+    s scale2, with scale2 > 0, are the logits in base 2. SHIFTED by their running maximum they may
+    be anything. Otherwise a third of the instructions is gone, and the product with v need not be
+    waited for before the next one; ``overflown`` tells afterwards whether that was right.
     """
-    higher = tl.maximum(top, tl.max(s, 1) * scale2)
-    p = tl.exp2(s * scale2 - higher[:, None])
-    fade = tl.exp2(top - higher)
-    total = total * fade + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None])
-    return higher, total, acc
+    if SHIFTED:
+        higher = tl.maximum(top, tl.max(s, 1) * scale2)
+        p = tl.exp2(s * scale2 - higher[:, None])
+        fade = tl.exp2(top - higher)
+        total, acc = total * fade, acc * fade[:, None]
+        top = higher
+    else:
+        p = tl.exp2(s * scale2)
+    total += tl.sum(p, 1)
+    return top, total, tl.dot(p.to(v.dtype), v, acc)
+
+
+@triton.jit
+def overflown(total, live, dtype: tl.constexpr):
+    """Whether exponentials that were not shifted left the range of a 16-bit dtype in a live row.
+
+    Sums within these bounds have terms that bfloat16, as wide as float32, represents with a margin
+    for the product with v; float16 rounds terms below 2^-14 by what no longer counts beside 1.
+    """
+    LEAST: tl.constexpr = 1.0 if dtype == tl.float16 else 2.0**-60
+    MOST: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**100
+    wrong = live & ~((total >= LEAST) & (total <= MOST))
+    return tl.max(wrong.to(tl.int32), 0) > 0
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 from .geometry import line_of, windows_seen
 from .lists import Lists
 from .problem import PIECE, Gradients, Operands, Outputs, Piece, Problem
-from .softmax import absorb, closed, finished, fresh, packed, unpacked
+from .softmax import absorb, closed, finished, fresh, overflown, packed, unpacked
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 
 
@@ -95,6 +95,83 @@ def slots_used(
     return used
 
 
+@triton.jit
+def _walked(
+    tile, k, v, shared, o_win, lse_win, sequence, block_row, row, start, end, tile0, kv,
+    heads, scale2, k_t, k_h, v_t, v_h, shared_t, shared_h, window,
+    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, BQ: tl.constexpr,
+    BN: tl.constexpr, BS: tl.constexpr, R: tl.constexpr, SLOTS: tl.constexpr, INIT: tl.constexpr,
+    LOCAL: tl.constexpr, SELECTED: tl.constexpr, SLIDING: tl.constexpr, TRAIN: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):  # fmt: skip
+    """A tile's window and shared list: the selected branch's running state, the window's output.
+
+    The output is packed, or 0 where there is no window; with TRAIN it is stored as well. Last is
+    whether sums are ``overflown``.
+    """
+    # Where it is the second try, a rare one, it must not take more shared memory than the first.
+    STAGES: tl.constexpr = 1 if SHIFTED and LOCAL > 0 else None
+    n = tl.arange(0, BN)
+    token, some = row + tl.arange(0, BQ * GP) // GP, end - row
+    stop = tl.minimum(row + BQ, end)
+    near = tl.maximum(block_row - (LOCAL - 1) * BS, start) if LOCAL > 0 else stop
+    top, total, acc = fresh(BQ * GP, D, SHIFTED)
+    o_near = tl.zeros([BQ * GP, D // 2], tl.int32)
+    wrong = False
+    for key_row in tl.range(near, stop, BN, num_stages=STAGES):
+        offset, left = key_row - start, end - key_row
+        keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
+        values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
+        s = tl.dot(tile, tl.trans(keys))
+        if key_row + BN > row:
+            s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
+        top, total, acc = absorb(s, values, scale2, top, total, acc, SHIFTED)
+
+    if SLIDING:
+        if SELECTED:
+            # Both branches go on from here.
+            n_top, n_total = top, total
+            o_local = packed(finished(top, total, acc)[0], tile.dtype)
+        oldest = tl.maximum(row - window + 1 - start, 0) // BN * BN + start
+        for key_row in tl.range(oldest, near, BN, num_stages=STAGES):
+            offset, left = key_row - start, near - key_row
+            keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
+            values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
+            s = tl.dot(tile, tl.trans(keys))
+            if (key_row <= row + BQ - 1 - window) | (key_row + BN > row):
+                column = (key_row + n)[None, :]
+                seen = (column <= token[:, None]) & (column > token[:, None] - window)
+                s = tl.where(seen, s, float("-inf"))
+            top, total, acc = absorb(s, values, scale2, top, total, acc, SHIFTED)
+        wrong |= overflown(total, token < end, tile.dtype)
+        o, logs = finished(top, total, acc)
+        if TRAIN:
+            store_numbers(lse_win, logs, row, some, kv, heads, G, GP, BQ)
+            store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
+        o_near = packed(o, tile.dtype)
+        if SELECTED:
+            top, total = n_top, n_total
+            acc = unpacked(o_local, tile.dtype) * total[:, None]
+
+    if SELECTED:
+        PARTS_OF: tl.constexpr = BS // BN
+        unit = row if R == 1 else tile0 + (row - start) // R
+        used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, INIT, LOCAL)
+        for i in tl.range(used * PARTS_OF, num_stages=STAGES):
+            block = listed(shared, unit, kv, shared_t, shared_h, i // PARTS_OF, INIT, LOCAL)
+            key_row = start + tl.maximum(block, 0) * BS + i % PARTS_OF * BN
+            offset, left = key_row - start, end - key_row
+            keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
+            values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
+            s = tl.dot(tile, tl.trans(keys))
+            if (block < 0) | (key_row + BN > row):
+                seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
+                s = tl.where(seen, s, float("-inf"))
+            top, total, acc = absorb(s, values, scale2, top, total, acc, SHIFTED)
+        wrong |= overflown(total, token < end, tile.dtype)
+    return top, total, acc, o_near, wrong
+
+
 @triton.jit(do_not_specialize=PIECE)
 def tiles_forward(
     q,
@@ -154,62 +231,24 @@ def tiles_forward(
         kv = first_head + tl.program_id(1)
         heads = kv_heads * G
         r = tl.arange(0, BQ * GP)
-        n = tl.arange(0, BN)
-        token, some = row + r // GP, end - row
+        some = end - row
         tile = loaded_tile(q, row, some, kv, q_t, q_h, G, GP, BQ, D)
-
-        stop = tl.minimum(row + BQ, end)
-        near = tl.maximum(block_row - (LOCAL - 1) * BS, start) if LOCAL > 0 else stop
-        top, total, acc = fresh(BQ * GP, D)
-        for key_row in range(near, stop, BN):
-            offset, left = key_row - start, end - key_row
-            keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
-            values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
-            s = tl.dot(tile, tl.trans(keys))
-            if key_row + BN > row:
-                s = tl.where((key_row + n)[None, :] <= token[:, None], s, float("-inf"))
-            top, total, acc = absorb(s, values, scale2, top, total, acc)
-
-        if SLIDING:
-            if SELECTED:
-                # Both branches go on from here.
-                n_top, n_total = top, total
-                o_local = packed(finished(top, total, acc)[0], tile.dtype)
-            oldest = tl.maximum(row - window + 1 - start, 0) // BN * BN + start
-            for key_row in range(oldest, near, BN):
-                offset, left = key_row - start, near - key_row
-                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
-                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
-                s = tl.dot(tile, tl.trans(keys))
-                if (key_row <= row + BQ - 1 - window) | (key_row + BN > row):
-                    column = (key_row + n)[None, :]
-                    seen = (column <= token[:, None]) & (column > token[:, None] - window)
-                    s = tl.where(seen, s, float("-inf"))
-                top, total, acc = absorb(s, values, scale2, top, total, acc)
-            o, logs = finished(top, total, acc)
-            if TRAIN:
-                store_numbers(lse_win, logs, row, some, kv, heads, G, GP, BQ)
-                store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
-            o_near = packed(o, tile.dtype)
-            if SELECTED:
-                top, total = n_top, n_total
-                acc = unpacked(o_local, tile.dtype) * total[:, None]
-
+        # Given lists may have nothing for a query: there sums of 0 are no sign of anything.
+        SHIFTED: tl.constexpr = SELECTED and LOCAL == 0
+        top, total, acc, o_near, wrong = _walked(
+            tile, k, v, shared, o_win, lse_win, sequence, block_row, row, start, end, tile0, kv,
+            heads, scale2, k_t, k_h, v_t, v_h, shared_t, shared_h, window,
+            G, GP, D, TMA, BQ, BN, BS, R, SLOTS, INIT, LOCAL, SELECTED, SLIDING, TRAIN, SHIFTED,
+        )  # fmt: skip
+        if not SHIFTED:  # noqa: SIM102
+            if wrong:
+                top, total, acc, o_near, wrong = _walked(
+                    tile, k, v, shared, o_win, lse_win, sequence, block_row, row, start, end,
+                    tile0, kv, heads, scale2, k_t, k_h, v_t, v_h, shared_t, shared_h, window,
+                    G, GP, D, TMA, BQ, BN, BS, R, SLOTS, INIT, LOCAL, SELECTED, SLIDING, TRAIN,
+                    True,
+                )  # fmt: skip
         if SELECTED:
-            PARTS_OF: tl.constexpr = BS // BN
-            unit = row if R == 1 else tile0 + (row - start) // R
-            used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, INIT, LOCAL)
-            for i in range(used * PARTS_OF):
-                block = listed(shared, unit, kv, shared_t, shared_h, i // PARTS_OF, INIT, LOCAL)
-                key_row = start + tl.maximum(block, 0) * BS + i % PARTS_OF * BN
-                offset, left = key_row - start, end - key_row
-                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
-                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
-                s = tl.dot(tile, tl.trans(keys))
-                if (block < 0) | (key_row + BN > row):
-                    seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
-                    s = tl.where(seen, s, float("-inf"))
-                top, total, acc = absorb(s, values, scale2, top, total, acc)
             if PAIRS > 0:
                 live = (r // GP < some) & (r % GP < G)
                 local = (row - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
