@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..lists import private_size, shared_size
 from ..outputs import BlockIndices, NSAAux
 from ..stages import stage
 from . import choice, compressed, keys, pairs, summaries, sums, tiles
-from .geometry import Geometry
+from .geometry import geometry_of
 from .lists import Lists, plan
 from .order import Order, Segments, by_block
 from .prepare import prepare
@@ -55,7 +56,7 @@ def triton_kernels(
     shared, private = (x.view(batch, len(x) // batch, *x.shape[1:]) for x in (shared, private))
     aux = NSAAux(
         shared if problem.tile == 1 else (shared, private),
-        _counts(problem, shared, private),
+        partial(_counts, problem, shared, private),
         lse.view(q.shape[:3]),
         "triton",
     )
@@ -74,7 +75,7 @@ def _problem(
     """Sizes and settings; ``rows`` are q, k, v and gates without their batch dimension."""
     batch, seq_len, heads, width = q.shape
     assert isinstance(config.query_tile, int)
-    geometry = Geometry(
+    geometry = geometry_of(
         tuple(seq_len * i for i in range(batch + 1)) if bounds is None else tuple(bounds),
         config.block_size,
         config.compress_block,
@@ -135,7 +136,7 @@ class _Core(torch.autograd.Function):
                 shared, private = choice.choose(problem, q, k_cmp, lse_cmp)
         shared, private = _public(problem, q.device, shared, private)
         lists = plan(problem, shared, private)
-        outputs = _room(operands, o_cmp, lse_cmp, training)
+        outputs = _room(problem, q, o_cmp, lse_cmp, training)
         pieces = problem.pieces(lists.private.shape[-1])
         orders = _pairs_by_block(problem, pieces, lists)
         for piece in chain(*pieces):
@@ -223,21 +224,21 @@ def _public(
 
 
 def _room(
-    operands: Operands, o_cmp: Tensor | None, lse_cmp: Tensor | None, training: bool
+    problem: Problem, q: Tensor, o_cmp: Tensor | None, lse_cmp: Tensor | None, training: bool
 ) -> Outputs:
     """Memory for what ``tiles`` writes: outputs of single branches for a backward pass only."""
-    q = operands.q
 
     def rows() -> Tensor:
         return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
-    def logs() -> Tensor:
-        shape = q.shape[:2]
-        return torch.full(shape, float("-inf"), dtype=torch.float32, device=q.device)
+    def logs(branch: str) -> Tensor:
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        return lse if branch in problem.config.branches else lse.fill_(float("-inf"))
 
     if not training:
-        return Outputs(rows(), o_cmp, None, None, None, logs(), None)
-    return Outputs(rows(), o_cmp, rows(), rows(), lse_cmp, logs(), logs())
+        return Outputs(rows(), o_cmp, None, None, None, logs("selected"), None)
+    lse = lse_cmp, logs("selected"), logs("sliding")
+    return Outputs(rows(), o_cmp, rows(), rows(), *lse)
 
 
 def _pairs_by_block(

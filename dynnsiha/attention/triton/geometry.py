@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -23,7 +24,10 @@ COLUMNS = 7  # row, start, end (tokens), first block, window, tile of the sequen
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sequences at ``bounds``; blocks, windows and tiles count from each one's own start."""
+    """Sequences at ``bounds``; blocks, windows and tiles count from each one's own start.
+
+    Equal geometries are made only once (``geometry_of``), and so is what follows from them.
+    """
 
     bounds: tuple[int, ...]
     block_size: int
@@ -37,30 +41,37 @@ class Geometry:
         """Tokens of all sequences."""
         return self.bounds[-1]
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
         return [end - begin for begin, end in pairwise(self.bounds)]
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether all sequences are equally long."""
         return len(set(self.lengths)) == 1
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Selection blocks of all sequences."""
         return sum(triton.cdiv(n, self.block_size) for n in self.lengths)
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """Query tiles of all sequences."""
         return sum(triton.cdiv(n, self.query_tile) for n in self.lengths)
 
-    @property
+    @cached_property
     def windows(self) -> int:
         """Complete summary windows of all sequences."""
         return sum(self._windows_of(n) for n in self.lengths)
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """First token of every block, and the number of tokens."""
+        size = self.block_size
+        rows = [row for a, b in pairwise(self.bounds) for row in range(a, b, size)]
+        return [*rows, self.tokens]
 
     def programs(self, span: int) -> Tensor:
         """A line for every ``span`` tokens of each sequence: int32 [programs, COLUMNS]."""
@@ -94,6 +105,19 @@ class Geometry:
             window += self._windows_of(end - begin)
             tile += triton.cdiv(end - begin, self.query_tile)
         return lines
+
+
+@functools.lru_cache(maxsize=256)
+def geometry_of(
+    bounds: tuple[int, ...],
+    block_size: int,
+    compress_block: int,
+    compress_stride: int,
+    query_tile: int,
+    device: torch.device,
+) -> Geometry:
+    """The geometry of these sequences."""
+    return Geometry(bounds, block_size, compress_block, compress_stride, query_tile, device)
 
 
 @functools.lru_cache(maxsize=256)

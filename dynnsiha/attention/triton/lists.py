@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .problem import Problem
 
-_FEW_PARTS = 2
 _LEAST_ROWS = 32  # queries times heads that fill enough of a matrix tile
 
 
@@ -30,6 +29,7 @@ class Lists:
         init: forced slots that come first.
         local: newest blocks that the window's kernels compute.
         slots: slots of ``shared`` that are walked.
+        alike: all queries of a tile have equally many private blocks, in their first slots.
     """
 
     shared: Tensor
@@ -39,12 +39,7 @@ class Lists:
     init: int
     local: int
     slots: int
-
-    @property
-    def parts(self) -> int:
-        """Partial results a query that ``tiles`` reads: few as they are, many joined into one."""
-        own = self.private.shape[-1]
-        return own if own <= _FEW_PARTS else 1
+    alike: bool
 
     @property
     def constants(self) -> dict[str, int]:
@@ -55,7 +50,7 @@ class Lists:
             "INIT": self.init,
             "LOCAL": self.local,
             "PAIRS": self.private.shape[-1],
-            "PARTS": self.parts,
+            "ALIKE": self.alike,
         }
 
     def units(self, problem: Problem) -> tuple[Tensor, int]:
@@ -84,9 +79,12 @@ def plan(problem: Problem, shared: Tensor, private: Tensor) -> Lists:
     elif problem.given or ("sliding" in branches and config.window < local * config.block_size):
         init, local = 0, 0
     if tile * problem.padded_group >= _LEAST_ROWS:
-        return Lists(shared, tile, tile, private, init, local, shared.shape[-1] - local)
+        walked = shared.shape[-1] - local
+        return Lists(shared, tile, tile, private, init, local, walked, not problem.given)
     if tile > 1:
         shared = torch.cat([shared[problem.geometry.tile_of_token()], private], -1)
     forced = 0 if problem.given else config.init_blocks + config.local_blocks
     own = shared[..., forced:]
-    return Lists(shared, 1, config.block_size, own, init, local, forced - local)
+    # Chosen lists of one kind alone, without a cut by importance, have no gaps.
+    alike = tile == 1 and not problem.given and config.top_p is None
+    return Lists(shared, 1, config.block_size, own, init, local, forced - local, alike)

@@ -2,9 +2,9 @@
 
 A program loads one block of keys and values and gathers the queries of one segment of pairs. It
 serves what is not shared by neighbours: private blocks, and all of exact NSA's. Every pair leaves a
-partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. They are joined in
-the order of the slots, so that nothing depends on the order of programs; what lies in slots without
-a block is undefined and never read.
+partial output, or a partial dq, in a slot of its own: [rows, K, slots, G, D]. ``tiles`` joins them
+in the order of the slots, so that nothing depends on the order of programs; what lies in slots
+without a block is undefined.
 """
 
 from __future__ import annotations
@@ -20,27 +20,21 @@ from .geometry import line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of
 from .problem import PIECE, Gradients, Operands, Piece, Problem
-from .softmax import finished, rows_of
+from .softmax import rows_of
 from .sources import keys_of, numbers_of, tile_of
-
-_LINES = 16  # rows that a program merges
 
 
 def forward(
     problem: Problem, piece: Piece, lists: Lists, operands: Operands, order: Order
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [rows, K, slots, G, D] and log-sum-exps in base 2 [rows, K, slots, G].
-
-    What counts are the first ``lists.parts`` slots of each query.
-    """
+    """Outputs [rows, K, slots, G, D] and log-sum-exps in base 2 [rows, K, slots, G]."""
     q, k, v = operands.q, operands.k, operands.v
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group)
     part = torch.empty(*shape, problem.head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    if lists.parts == slots:
-        # Empty slots that are left to ``tiles`` must be known as such.
-        lse.fill_(float("-inf"))
+    if not lists.alike:
+        lse.fill_(float("-inf"))  # which slots are empty must be known
     tuned = problem.tuned("pairs")
     size = problem.config.block_size
     pairs_forward[(len(order.key),)](
@@ -66,74 +60,7 @@ def forward(
         BS=size,
         DIAGONAL=problem.given,
     )
-    if lists.parts < slots:
-        _merge_slots(problem, piece, lists, part, lse)
     return part, lse
-
-
-def _merge_slots(problem: Problem, piece: Piece, lists: Lists, part: Tensor, lse: Tensor) -> None:
-    lines = piece.rows * piece.heads * problem.group
-    chosen = piece.of(lists.private)
-    merge_slots[(triton.cdiv(lines, _LINES),)](
-        part,
-        lse,
-        chosen,
-        lines,
-        chosen.stride(0),
-        chosen.stride(1),
-        piece.heads,
-        G=problem.group,
-        D=problem.head_dim,
-        N=_LINES,
-        SLOTS=chosen.shape[-1],
-        SOFTMAX=part is not lse,
-    )
-
-
-@triton.jit
-def merge_slots(
-    part,
-    lse,
-    lists,
-    lines,
-    lists_t,
-    lists_h,
-    heads,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    SLOTS: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-):
-    """Join the slots of each row into its first one: by log-sum-exp, or as a plain sum."""
-    line = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    live = line < lines
-    unit, g, d = line // G, line % G, tl.arange(0, D)
-    list_ = lists + unit // heads * lists_t + unit % heads * lists_h
-    first = unit * SLOTS * G + g
-    acc = tl.zeros([N, D], tl.float32)
-    top = tl.full([N], -1.0e30, tl.float32)
-    if SOFTMAX:
-        for i in tl.static_range(SLOTS):
-            filled = tl.load(list_ + i, mask=live, other=-1) >= 0
-            top = tl.maximum(top, tl.load(lse + first + i * G, mask=filled, other=-1.0e30))
-    total = tl.zeros([N], tl.float32)
-    for i in tl.static_range(SLOTS):
-        filled = tl.load(list_ + i, mask=live, other=-1) >= 0
-        at = (first + i * G)[:, None] * D + d[None, :]
-        value = tl.load(part + at, mask=filled[:, None], other=0.0).to(tl.float32)
-        if SOFTMAX:
-            logs = tl.load(lse + first + i * G, mask=filled, other=float("-inf"))
-            weight = tl.exp2(logs - top)
-            total += weight
-            value *= weight[:, None]
-        acc += value
-    if SOFTMAX:
-        acc, logs = finished(top, total, acc)
-        tl.store(lse + first, logs, mask=live)
-    tl.store(
-        part + first[:, None] * D + d[None, :], acc.to(part.dtype.element_ty), mask=live[:, None]
-    )
 
 
 @triton.jit(do_not_specialize=PIECE)
@@ -210,16 +137,11 @@ def backward(
     grads: Gradients,
     order: Order,
 ) -> tuple[Tensor, Segments]:
-    """dq [rows, K, slots, G, D], whose first ``lists.parts`` slots count, segments of dk and dv.
-
-    dq and dk lack the factor ``scale``.
-    """
+    """dq [rows, K, slots, G, D] and segments of dk and dv; dq and dk lack the factor ``scale``."""
     slots = lists.private.shape[-1]
     shape = (piece.rows, piece.heads, slots, problem.group, problem.head_dim)
     dq = torch.empty(shape, dtype=operands.q.dtype, device=operands.q.device)
     segments = _launch(problem, piece, operands, grads, order, dq, problem.given, None, 1)
-    if lists.parts < slots:
-        _merge_slots(problem, piece, lists, dq, dq)
     return dq, segments
 
 

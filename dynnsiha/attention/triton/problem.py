@@ -60,17 +60,17 @@ class Problem:
         """Keys of the sliding branch; more than there are where it is off, so that none is cut."""
         return self.config.window if "sliding" in self.config.branches else 1 << 30
 
-    @property
+    @cached_property
     def padded_group(self) -> int:
         """G as a power of two."""
         return triton.next_power_of_2(self.group)
 
-    @property
+    @cached_property
     def shape(self) -> dict[str, int]:
         """Constants that all kernels take."""
         return {"G": self.group, "GP": self.padded_group, "D": self.head_dim, "TMA": self.bulk}
 
-    @property
+    @cached_property
     def sequences(self) -> int:
         """Number of sequences."""
         return len(self.geometry.bounds) - 1
@@ -106,7 +106,7 @@ class Problem:
     def tuned(self, kernel: str, most_queries: int | None = None) -> Tuned:
         """Sizes and launch options of a kernel whose tiles hold ``most_queries`` or fewer."""
         sizes = (self.padded_group, self.head_dim, most_queries)
-        return tuned(self.family, kernel, self.config, *sizes)
+        return tuned(self.family, kernel, self.config, *sizes, self.bulk)
 
     def pieces(self, slots: int, backward: bool = False) -> list[list[Piece]]:
         """Heads and blocks whose intermediate results fit the budgets; heads outer.
@@ -125,7 +125,7 @@ class Problem:
         heads = triton.cdiv(self.kv_heads, triton.cdiv(self.kv_heads, heads))
         most = max(1, _ROW_BYTES // (heads * row_bytes * size)) if slots else geometry.blocks
         blocks = triton.cdiv(geometry.blocks, triton.cdiv(geometry.blocks, most))
-        rows = self._first_rows()
+        rows = self.geometry.first_rows
         cuts = [*range(0, geometry.blocks, blocks), geometry.blocks]
         return [
             [
@@ -148,14 +148,6 @@ class Problem:
             return self.block_table[:1, 3].expand(self.geometry.tokens)
         return self.geometry.programs(1)[:, 3]
 
-    def _first_rows(self) -> list[int]:
-        """First token of every block, and the number of tokens."""
-        rows: list[int] = []
-        bounds, size = self.geometry.bounds, self.config.block_size
-        for begin, end in pairwise(bounds):
-            rows.extend(range(begin, end, size))
-        return [*rows, bounds[-1]]
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -167,11 +159,6 @@ class Piece:
     blocks: int
     first_row: int
     rows: int
-
-    def of(self, lists: Tensor) -> Tensor:
-        """The piece's part of [tokens, K, n]."""
-        head = slice(self.first_head, self.first_head + self.heads)
-        return lists[self.first_row : self.first_row + self.rows, head]
 
 
 @dataclass(frozen=True)

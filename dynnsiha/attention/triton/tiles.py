@@ -17,6 +17,8 @@ from .problem import PIECE, Gradients, Operands, Outputs, Piece, Problem
 from .softmax import absorb, closed, finished, fresh, overflown, packed, unpacked
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 
+_PART_STAGES = tl.constexpr(4)  # partial results that are read ahead
+
 
 def forward(
     problem: Problem,
@@ -39,6 +41,7 @@ def forward(
         gates,
         some if outputs.compressed is None else outputs.compressed,
         lists.shared,
+        lists.private,
         part,
         part_lse,
         outputs.out,
@@ -50,6 +53,7 @@ def forward(
         problem.scale2,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         *(lists.shared.stride(0), lists.shared.stride(1)),
+        *(lists.private.stride(0), lists.private.stride(1)),
         problem.kv_heads,
         piece.first_block,
         piece.heads,
@@ -60,6 +64,7 @@ def forward(
         **tuned.launch,
         BS=size,
         **lists.constants,
+        WIDTH=triton.next_power_of_2(max(1, lists.private.shape[-1])),
         COMPRESSED="compressed" in problem.config.branches,
         SELECTED="selected" in problem.config.branches,
         SLIDING="sliding" in problem.config.branches,
@@ -154,12 +159,11 @@ def _walked(
             acc = unpacked(o_local, tile.dtype) * total[:, None]
 
     if SELECTED:
-        PARTS_OF: tl.constexpr = BS // BN
         unit = row if R == 1 else tile0 + (row - start) // R
         used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, INIT, LOCAL)
-        for i in tl.range(used * PARTS_OF, num_stages=STAGES):
-            block = listed(shared, unit, kv, shared_t, shared_h, i // PARTS_OF, INIT, LOCAL)
-            key_row = start + tl.maximum(block, 0) * BS + i % PARTS_OF * BN
+        for i in tl.range(used * (BS // BN), num_stages=STAGES):
+            block = listed(shared, unit, kv, shared_t, shared_h, i // (BS // BN), INIT, LOCAL)
+            key_row = start + tl.maximum(block, 0) * BS + i % (BS // BN) * BN
             offset, left = key_row - start, end - key_row
             keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BN, D, TMA)
             values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BN, D, TMA)
@@ -180,6 +184,7 @@ def tiles_forward(
     gates,
     o_cmp,
     shared,
+    private,
     part,
     part_lse,
     out,
@@ -197,6 +202,8 @@ def tiles_forward(
     v_h,
     shared_t,
     shared_h,
+    private_t,
+    private_h,
     kv_heads,
     first_block,
     piece_heads,
@@ -215,7 +222,8 @@ def tiles_forward(
     INIT: tl.constexpr,
     LOCAL: tl.constexpr,
     PAIRS: tl.constexpr,
-    PARTS: tl.constexpr,
+    ALIKE: tl.constexpr,
+    WIDTH: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     SLIDING: tl.constexpr,
@@ -255,22 +263,27 @@ def tiles_forward(
                 part_lse += local * (PAIRS * G)
                 part += local * (PAIRS * G * D)
                 at = r // GP * (piece_heads * PAIRS * G) + r % GP
-                higher = top
-                for i in tl.static_range(PARTS):
-                    logs = tl.load(part_lse + at + i * G, mask=live, other=float("-inf"))
-                    higher = tl.maximum(higher, logs)
+                if ALIKE:
+                    count = slots_used(private, row, kv, private_t, private_h, PAIRS, 0, 0)
+                else:
+                    count = PAIRS
+                slot = tl.arange(0, WIDTH)[None, :]
+                some_logs = live[:, None] & (slot < count)
+                logs = tl.load(
+                    part_lse + (at[:, None] + slot * G), mask=some_logs, other=float("-inf")
+                )
+                higher = tl.maximum(top, tl.max(logs, 1))
                 fade = tl.exp2(top - higher)
-                total *= fade
+                total = total * fade + tl.sum(tl.exp2(logs - higher[:, None]), 1)
                 acc *= fade[:, None]
-                for i in range(PARTS):
-                    logs = tl.load(part_lse + at + i * G, mask=live, other=float("-inf"))
-                    weight = tl.exp2(logs - higher)
-                    total += weight
-                    from_ = part + (at + i * G)[:, None] * D + tl.arange(0, D)[None, :]
-                    filled = (logs > float("-inf"))[:, None]
-                    value = tl.load(from_, mask=filled, other=0.0).to(tl.float32)
-                    acc = tl.fma(value, weight[:, None], acc)
                 top = higher
+                for i in tl.range(count, num_stages=_PART_STAGES):
+                    log = tl.load(part_lse + at + i * G, mask=live, other=float("-inf"))
+                    from_ = part + ((at + i * G) * D)[:, None] + tl.arange(0, D)[None, :]
+                    value = tl.load(from_, mask=live[:, None], other=0.0).to(tl.float32)
+                    if not ALIKE:
+                        value = tl.where((log > float("-inf"))[:, None], value, 0.0)
+                    acc = tl.fma(value, tl.exp2(log - higher)[:, None], acc)
             factor, logs = closed(top, total)
             if TRAIN:
                 o = acc * factor[:, None]
@@ -305,8 +318,8 @@ def backward(
     size = problem.config.block_size
     tiles_backward[(piece.blocks * (size // tuned.queries), piece.heads)](
         q,
-        problem.keys(k, size),
-        problem.keys(v, size),
+        problem.keys(k, min(size, tuned.launch["BN"])),
+        problem.keys(v, min(size, tuned.launch["BN"])),
         problem.keys(operands.k_cmp, tuned.launch["BN"]),
         problem.keys(operands.v_cmp, tuned.launch["BN"]),
         grads.out,
@@ -389,13 +402,14 @@ def tiles_backward(
     INIT: tl.constexpr,
     LOCAL: tl.constexpr,
     PAIRS: tl.constexpr,
-    PARTS: tl.constexpr,
+    ALIKE: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     SLIDING: tl.constexpr,
 ):
     """dq of BQ queries and the heads of one key/value head."""
     SUB: tl.constexpr = BS // BQ
+    N: tl.constexpr = min(BN, BS)
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     place = line_of(table, first_block + pid // SUB)
     block_row, start, end = place[0], place[1], place[2]
@@ -405,7 +419,7 @@ def tiles_backward(
         kv = first_head + tl.program_id(1)
         heads = kv_heads * G
         r = tl.arange(0, BQ * GP)
-        n = tl.arange(0, BS)
+        n = tl.arange(0, N)
         token, some = row + r // GP, end - row
         tile = loaded_tile(q, row, some, kv, q_t, q_h, G, GP, BQ, D)
         tile_grad = loaded_tile(grad, row, some, kv, heads * D, D, G, GP, BQ, D)
@@ -430,9 +444,6 @@ def tiles_backward(
                     ds = tl.where((first + tl.arange(0, BN))[None, :] < ended[:, None], ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
 
-        if SELECTED:
-            s_log = numbers_of(logs + branch, row, some, kv, heads, G, GP, BQ)
-            s_shift = numbers_of(delta + branch, row, some, kv, heads, G, GP, BQ)
         if SLIDING:
             w_log = numbers_of(logs + 2 * branch, row, some, kv, heads, G, GP, BQ)
             w_shift = numbers_of(delta + 2 * branch, row, some, kv, heads, G, GP, BQ)
@@ -446,11 +457,11 @@ def tiles_backward(
                 oldest = row - window + 1
             else:
                 oldest = near
-            oldest = tl.maximum(oldest - start, 0) // BS * BS + start
-            for key_row in range(oldest, tl.minimum(row + BQ, end), BS):
+            oldest = tl.maximum(oldest - start, 0) // N * N + start
+            for key_row in range(oldest, tl.minimum(row + BQ, end), N):
                 offset, left = key_row - start, end - key_row
-                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
-                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, N, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, N, D, TMA)
                 if SLIDING:
                     log = tl.where(key_row >= near, n_log, w_log)
                     shift = tl.where(key_row >= near, n_shift, w_shift)
@@ -459,7 +470,7 @@ def tiles_backward(
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - log[:, None])
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - shift[:, None])
-                if (key_row <= row + BQ - 1 - window) | (key_row + BS > row):
+                if (key_row <= row + BQ - 1 - window) | (key_row + N > row):
                     column = (key_row + n)[None, :]
                     seen = (column <= token[:, None]) & (column > token[:, None] - window)
                     ds = tl.where(seen, ds, 0.0)
@@ -468,16 +479,18 @@ def tiles_backward(
         if SELECTED:
             unit = row if R == 1 else tile0 + (row - start) // R
             used = slots_used(shared, unit, kv, shared_t, shared_h, SLOTS, INIT, LOCAL)
-            for i in range(used):
-                block = listed(shared, unit, kv, shared_t, shared_h, i, INIT, LOCAL)
-                key_row = start + tl.maximum(block, 0) * BS
+            s_log = numbers_of(logs + branch, row, some, kv, heads, G, GP, BQ)
+            s_shift = numbers_of(delta + branch, row, some, kv, heads, G, GP, BQ)
+            for i in range(used * (BS // N)):
+                block = listed(shared, unit, kv, shared_t, shared_h, i // (BS // N), INIT, LOCAL)
+                key_row = start + tl.maximum(block, 0) * BS + i % (BS // N) * N
                 offset, left = key_row - start, end - key_row
-                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, BS, D, TMA)
-                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, BS, D, TMA)
+                keys = keys_of(k, sequence, start, offset, left, kv, k_t, k_h, N, D, TMA)
+                values = keys_of(v, sequence, start, offset, left, kv, v_t, v_h, N, D, TMA)
                 p = tl.exp2(tl.dot(tile, tl.trans(keys)) * scale2 - s_log[:, None])
                 dp = tl.dot(tile_grad, tl.trans(values))
                 ds = p * (dp - s_shift[:, None])
-                if (block < 0) | (key_row + BS > row):
+                if (block < 0) | (key_row + N > row):
                     seen = ((key_row + n)[None, :] <= token[:, None]) & (block >= 0)
                     ds = tl.where(seen, ds, 0.0)
                 acc = tl.dot(ds.to(keys.dtype), keys, acc)
@@ -486,13 +499,17 @@ def tiles_backward(
                 live = (r // GP < some) & (r % GP < G)
                 local = (row - first_row).to(tl.int64) * piece_heads + tl.program_id(1)
                 part += local * (PAIRS * G * D)
-                private += row.to(tl.int64) * private_t + kv * private_h
                 at = r // GP * (piece_heads * PAIRS * G) + r % GP
-                for i in tl.static_range(PARTS):
-                    filled = live
-                    if PARTS == PAIRS:
-                        chosen = tl.load(private + r // GP * private_t + i, mask=live, other=-1)
-                        filled = chosen >= 0
+                if ALIKE:
+                    count = slots_used(private, row, kv, private_t, private_h, PAIRS, 0, 0)
+                else:
+                    count = PAIRS
+                for i in tl.range(count, num_stages=_PART_STAGES):
                     from_ = part + ((at + i * G) * D)[:, None] + tl.arange(0, D)[None, :]
-                    acc += tl.load(from_, mask=filled[:, None], other=0.0).to(tl.float32)
+                    value = tl.load(from_, mask=live[:, None], other=0.0).to(tl.float32)
+                    if not ALIKE:
+                        chosen = private + token.to(tl.int64) * private_t + kv * private_h + i
+                        chosen = tl.load(chosen, mask=live, other=-1)
+                        value = tl.where((chosen >= 0)[:, None], value, 0.0)
+                    acc += value
         store_tile(dq, acc * scale, row, some, kv, heads * D, D, G, GP, BQ, D)

@@ -50,10 +50,10 @@ _HOPPER: _Entries = {
 }
 _BLACKWELL: _Entries = {
     "compressed": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
-    "choice": {64: (64, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)},
-    "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 2)},
-    "tiles": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)},
-    "tiles backward": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "choice": {64: (64, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 1)},
+    "pairs": {64: (64, 0, 4, 3), 128: (64, 0, 4, 3), 256: (64, 0, 8, 1)},
+    "tiles": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "tiles backward": {64: (64, 64, 4, 2), 128: (64, 32, 8, 2), 256: (64, 32, 8, 2)},
     "keys": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
     "pairs backward": {64: (64, 0, 4, 2), 128: (32, 0, 4, 2), 256: (32, 0, 8, 1)},
     "units backward": {64: (64, 0, 4, 2), 128: (64, 0, 8, 2), 256: (32, 0, 8, 1)},
@@ -76,8 +76,18 @@ EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
         "units backward": {64: (64, 0, 8, 1)},
         "compressed backward": {64: (64, 64, 8, 1)},
     },
+    (HOPPER, "bulk", False): {
+        "compressed backward": {128: (64, 64, 8, 2), 256: (32, 64, 8, 2)},
+        "tiles": {128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+        "tiles backward": {128: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
+        "units backward": {128: (64, 0, 8, 2)},
+        "keys": {128: (64, 0, 8, 2), 256: (64, 0, 8, 1)},
+    },
+    (HOPPER, "group", 64): {
+        "units backward": {128: (64, 0, 8, 2)},
+    },
     (HOPPER, "block_size", 32): {
-        "keys": {128: (64, 0, 8, 2), 256: (32, 0, 8, 2)},
+        "keys": {128: (64, 0, 8, 2), 256: (16, 0, 8, 2)},
     },
     (HOPPER, "block_size", 128): {
         "pairs": {64: (64, 0, 8, 3), 128: (64, 0, 8, 3)},
@@ -87,7 +97,12 @@ EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
         "pairs backward": {64: (64, 0, 8, 2), 128: (16, 0, 8, 2)},
         "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2)},
     },
+    (BLACKWELL, "block_size", 32): {
+        "tiles backward": {256: (16, 64, 8, 2)},
+        "keys": {256: (16, 0, 8, 1)},
+    },
     (BLACKWELL, "block_size", 128): {
+        "choice": {64: (64, 64, 8, 1)},
         "pairs": {64: (64, 0, 8, 3), 128: (64, 0, 8, 2)},
         "tiles": {64: (64, 64, 8, 3), 128: (64, 64, 8, 2)},
         "tiles backward": {64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
@@ -96,7 +111,8 @@ EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
         "units backward": {64: (64, 0, 8, 2), 128: (32, 0, 8, 2)},
     },
 }
-"""What replaces entries for some block size, or for so many heads a key/value head."""
+"""What replaces entries where keys are read through pointers (``bulk`` is False), for some block
+size, or for so many heads a key/value head; the last of them counts."""
 
 
 def tuned(
@@ -106,10 +122,15 @@ def tuned(
     group: int,
     head_dim: int,
     most_queries: int | None = None,
+    bulk: bool = True,
 ) -> Tuned:
-    """The entry of a kernel for ``group`` heads (a power of two) and at most so many queries."""
+    """The entry of a kernel for ``group`` heads (a power of two) and at most so many queries.
+
+    ``bulk`` tells whether keys are read by bulk copies (``sources``).
+    """
     rows, keys, warps, stages = TABLES[family][kernel][head_dim]
-    for setting in (("block_size", config.block_size), ("group", group)):
+    settings = (("bulk", bulk), ("block_size", config.block_size), ("group", group))
+    for setting in settings:
         exception = EXCEPTIONS.get((family, *setting), {}).get(kernel, {}).get(head_dim)
         if exception:
             rows, keys, warps, stages = exception
