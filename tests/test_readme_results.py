@@ -102,3 +102,29 @@ def test_the_h200_table():
         dense = chosen(here, provider="sdpa", **{"pass": pass_})["latency_ms"].median()
         sparse = chosen(here, provider="dynnsiha", **{"pass": pass_})["latency_ms"]
         assert (sparse > dense).all()
+
+
+def test_the_h100_table():
+    frame = rows_of("h100")
+    assert set(frame["gpu_name"]) == {"NVIDIA H100 80GB HBM3"}
+    assert set(frame["status"]) == {"ok"}
+    settings = {
+        "nsa": {"provider": "nsa"},
+        "dynnsiha, R = 4, m = 2": {"provider": "dynnsiha", "query_tile": 4, "private_blocks": 2},
+        "dynnsiha, exact": {"provider": "dynnsiha", "query_tile": 1},
+    }
+    header, lines = tables()[2]
+    assert header[4:] == list(settings)
+    for heads, length, pass_, dense, *cells in lines:
+        q_heads, kv_heads = map(int, heads.split("/"))
+        here = chosen(frame, q_heads=q_heads, kv_heads=kv_heads, seq_len=tokens(length))
+        here = here[here["pass"] == pass_]
+        dense_ms = chosen(here, provider="flash")["latency_ms"].item()
+        assert_shows(dense, dense_ms)
+        for name, cell in zip(header[4:], cells, strict=True):
+            found = chosen(here, **settings[name])["latency_ms"]
+            if cell == "not measured":
+                assert found.empty
+            else:
+                assert_shows(cell, found.item())
+                assert cell.endswith(f"({dense_ms / found.item():.2f}×)")

@@ -286,7 +286,7 @@ def choose_blocks(
     run = tl.where(slot < CHOSEN, LOWEST + slot, 2147483647)[None, :] + tl.zeros([BQ, 1], tl.int32)
     levels = ()
     for _ in tl.static_range(LEVELS):
-        levels = levels + (tl.full([J, BQ], LOWEST, tl.int32),)  # noqa: RUF005
+        levels = levels + (tl.full([J, BQ], LOWEST, tl.int32),)  # type: ignore[assignment] # noqa: RUF005
     score = tl.zeros([J, BQ * GP], tl.float32)
     spill = tl.zeros([J, BQ * GP], tl.float32)
     held = tl.zeros([J, BQ], tl.float32)
