@@ -42,8 +42,10 @@ class Sampling:
             return torch.zeros_like(logits).scatter_(-1, winner, 1.0)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            best = logits.topk(self.top_k, -1)
-            logits = torch.full_like(logits, -torch.inf).scatter_(-1, best.indices, best.values)
+            # Of equals the first ones, as argmax takes them; topk may take any.
+            ranked, order = logits.sort(stable=True, dim=-1, descending=True)
+            best, order = ranked[..., : self.top_k], order[..., : self.top_k]
+            logits = torch.full_like(logits, -torch.inf).scatter_(-1, order, best)
         p = logits.softmax(-1)
         if self.top_p is not None:
             ranked, order = p.sort(stable=True, dim=-1, descending=True)
