@@ -159,6 +159,7 @@ def pair_keys(
     lowest,
     SIZE: tl.constexpr,
 ):
+    """The bin of every pair, counted from ``lowest``; behind all bins where its slot is empty."""
     pair = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = pair < count
     slot, head, unit = pair % slots, pair // slots % heads, pair // (slots * heads)
