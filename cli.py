@@ -130,6 +130,10 @@ _TILE = "Queries that share a block list (R): comma list of numbers and auto."
 _PRIVATE = "Blocks that a query adds to a shared list (m): comma list."
 _DTYPE = "float32, float16 or bfloat16."
 _DEVICE = "cpu or cuda; the GPU if there is one."
+_TIMER = (
+    "event (default on cuda), graph (replays of a CUDA graph), proton (kernels alone) or wall "
+    "(default on cpu)."
+)
 _TIMEOUT = "Limit of one case."
 _BUDGET = "Time for the whole run; cases that do not fit are skipped and say so."
 _QUICK = "Few samples, and a budget of a minute unless --budget says otherwise."
@@ -194,6 +198,7 @@ def run(
     branches: Annotated[Text, _option(_SHAPE, "--branches", _BRANCHES, "LIST")] = None,
     dtype: Annotated[Text, _option(_SHAPE, "--dtype", _DTYPE)] = None,
     device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
+    timer: Annotated[Text, _option(_HOW, "--timer", _TIMER)] = None,
     timeout: Annotated[str, _option(_HOW, "--timeout", _TIMEOUT, "TIME")] = "10m",
     budget: Annotated[Text, _option(_HOW, "--budget", _BUDGET, "TIME")] = None,
     quick: Annotated[bool, _option(_HOW, "--quick/--no-quick", _QUICK)] = False,
@@ -242,6 +247,7 @@ def run(
         branches=branches,
         dtype=dtype,
         device=device,
+        timer=timer,
         provider_files=own,
     )
     cases = plan(wanted)

@@ -10,6 +10,11 @@ and its second call serves at once as sample, as memory measurement and for the 
 calls altogether. The first call counts as the first sample where the second confirms it (it was
 not compiling); then ``compile_ms`` equals ``samples_ms[0]``. Otherwise a third call is the second
 sample, and it is checked as well. ``warmup_count`` is 0 either way. Its stages are recorded once.
+
+With timer ``graph``, two eager calls come first: one that compiles, and one whose peak of memory is
+the row's. Then the call is captured, and every call above is a replay. With timer ``proton`` an
+eager call comes first, because kernel times do not tell how long compiling took. Stages are always
+those of eager calls.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from typing import Any
 from dynbench.harness.case import Case
 from dynbench.harness.ceilings import Ceilings
 from dynbench.harness.failure import one_line
+from dynbench.harness.graph import Replay, capture_stream
 from dynbench.harness.memory import MemoryMeter, Peak, release_memory
 from dynbench.harness.poison import (
     Block,
@@ -40,6 +46,7 @@ from dynbench.harness.timing import (
     StoppingCriterion,
     Timed,
     Timer,
+    WallTimer,
     make_timer,
     median_precision,
     quantile,
@@ -79,6 +86,7 @@ class _Spoiler:
     blocks: list[Block]  # of the outputs
     peak: Peak  # of the first call
     returned: Returned
+    replay: Replay | None = None  # it brings its own memory, and takes none that is free
 
     @contextmanager
     def spoiled_memory(self, *, measured: bool) -> Iterator[None]:
@@ -90,6 +98,10 @@ class _Spoiler:
         release_memory(self.device)  # else the freed memory of older calls would be handed out
         self.returned.overwrite()
         if self.device == "cpu" and measured:
+            yield
+            return
+        if self.replay is not None:
+            self.replay.spoil()
             yield
             return
         if self.device == "cuda":
@@ -140,8 +152,26 @@ def measure(
     stages, if it has any. A failed check gives status
     ``incorrect``; before sampling, it also ends the case. Whatever the subject raises is passed on.
     """
+    captured = case.timer == "graph" and case.device == "cuda"
+    with capture_stream() if captured else nullcontext():
+        return _measure(subject, case, machine, ceilings, limits, on_stage, stages=stages)
+
+
+def _measure(
+    subject: Subject,
+    case: Case,
+    machine: Mapping[str, Any],
+    ceilings: Ceilings | None,
+    limits: Limits,
+    on_stage: Callable[[str], None],
+    *,
+    stages: bool,
+) -> dict[str, Any]:
     returned = Returned(subject.inputs)
     timer = _RememberingTimer(make_timer(case.timer, case.device), returned)
+    eager = timer
+    if case.timer == "proton":
+        eager = _RememberingTimer(WallTimer(case.device), returned)
     meter = MemoryMeter(case.device)
     columns: dict[str, Any] = {**machine, **work_columns(subject)}
     if subject.setup is not None:
@@ -149,15 +179,24 @@ def measure(
         subject.setup()
     with Telemetry(case.device) as telemetry:
         on_stage("first call")
-        first, first_peak = meter.peak_of(lambda: timer.time(subject.run))
+        first, first_peak = meter.peak_of(lambda: eager.time(subject.run))
         columns["compile_ms"] = first.ms
         spoiler = _Spoiler(case.device, output_blocks(first.outputs), first_peak, returned)
         first = first.without_outputs()
-        taken = _take(subject, timer, meter, limits, first, spoiler, on_stage)
+        sampled, eager_peak = subject, None
+        if case.timer == "graph":
+            on_stage("capture")
+            _, eager_peak = meter.peak_of(lambda: eager.time(subject.run).without_outputs())
+            replay = Replay(subject.run)
+            sampled, spoiler = replace(subject, run=replay), replace(spoiler, replay=replay)
+        if case.timer in ("graph", "proton"):
+            first = timer.time(sampled.run).without_outputs()
+        taken = _take(sampled, timer, meter, limits, first, spoiler, on_stage)
         columns["device_memory_bytes"] = telemetry.memory_used_bytes()
+    peak = eager_peak or taken.peak
     columns.update(_verdict_columns(taken.verdict))
-    columns["peak_memory_bytes"] = taken.peak.allocated_bytes
-    columns["reserved_memory_bytes"] = taken.peak.reserved_bytes
+    columns["peak_memory_bytes"] = peak.allocated_bytes
+    columns["reserved_memory_bytes"] = peak.reserved_bytes
     if taken.samples.ms:
         columns.update(_time_columns(taken.samples, taken.warmup_count))
         columns.update(telemetry.columns(taken.samples.starts_s, taken.samples.durations_s))
@@ -167,7 +206,7 @@ def measure(
             on_stage("stages")
             slow = columns["latency_ms"] > limits.slow_call_s * 1e3
             calls = 1 if slow else limits.stage_calls
-            columns.update(stage_columns(subject.record_stages, subject.run, timer, calls))
+            columns.update(stage_columns(subject.record_stages, subject.run, eager, calls))
         on_stage("facts")
         columns.update(subject.facts())
     return columns

@@ -13,7 +13,7 @@ import ctypes
 import gc
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -99,6 +99,19 @@ def release_memory(device: str) -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def paused_collection() -> Iterator[None]:
+    """Collect garbage, then have Python's collector rest meanwhile."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def limit_address_space(room_bytes: int) -> int:

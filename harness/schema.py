@@ -142,7 +142,9 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "timer",
             "string",
-            "`wall` (host clock) or `event` (device events, cache flushed before each).",
+            "`event` (device events, cache flushed before each), `graph` (the same around replays "
+            "of a CUDA graph of the call), `proton` (sum of the kernels' times, cache flushed "
+            "before each call) or `wall` (host clock).",
         ),
         Column("samples_ms", "floats", "Every sample kept, in the order taken.", "ms"),
         Column("samples_at_s", "floats", "When each sample began, after the first one.", "s"),
@@ -167,7 +169,7 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
             "stages_ms",
             "string",
             "JSON object: median of each stage of the call, recorded apart from the samples "
-            "(`--stages`).",
+            "(`--stages`), in eager calls whatever the timer.",
             "ms",
         ),
     ),
@@ -175,7 +177,8 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "peak_memory_bytes",
             "int",
-            "Peak allocated above the inputs during one call of the pass.",
+            "Peak allocated above the inputs during one call of the pass (an eager one, whatever "
+            "the timer).",
             "bytes",
         ),
         Column(

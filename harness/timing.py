@@ -10,12 +10,17 @@ before each sample, outside the timed window.
 from __future__ import annotations
 
 import functools
-import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dynbench.harness.memory import paused_collection
+
+if TYPE_CHECKING:
+    import torch
+
+TIMERS = {"cpu": ("wall",), "cuda": ("event", "graph", "proton", "wall")}  # the default first
 
 _CONFIDENCE = 0.95
 _SMALLEST_FLUSH_BYTES = 256 * 2**20  # long enough a write to hide a launch behind
@@ -115,12 +120,7 @@ class EventTimer:
     """
 
     def __init__(self) -> None:
-        import torch
-
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        cache_bytes = int(getattr(properties, "L2_cache_size", 0))
-        size = max(2 * cache_bytes, _SMALLEST_FLUSH_BYTES)
-        self._flush = torch.empty(size // 4, dtype=torch.int32, device="cuda")
+        self._flush = flush_buffer()
 
     def time(self, run: Callable[[], Any]) -> Timed:
         """Call ``run`` once and time it."""
@@ -138,13 +138,30 @@ class EventTimer:
         return Timed(begin.elapsed_time(end), start_s, outputs)
 
 
+def flush_buffer() -> torch.Tensor:
+    """Memory of the GPU that leaves nothing else in its cache when it is written."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    cache_bytes = int(getattr(properties, "L2_cache_size", 0))
+    size = max(2 * cache_bytes, _SMALLEST_FLUSH_BYTES)
+    return torch.empty(size // 4, dtype=torch.int32, device="cuda")
+
+
 def make_timer(kind: str, device: str) -> Timer:
-    """The timer a case names: ``wall``, or ``event`` on a GPU. Raises ValueError for another."""
+    """The timer a case names, one of TIMERS; for ``graph`` it is the one that times the replays.
+
+    Raises ValueError for another, and Unavailable where the timer's library is not here.
+    """
+    if kind not in TIMERS[device]:
+        raise ValueError(f"timer {kind!r} does not exist on {device}: {', '.join(TIMERS[device])}")
     if kind == "wall":
         return WallTimer(device)
-    if kind == "event" and device == "cuda":
-        return EventTimer()
-    raise ValueError(f"timer '{kind}' does not exist on {device}; use wall, or event on cuda")
+    if kind == "proton":
+        from dynbench.harness.kerneltime import KernelTimer
+
+        return KernelTimer()
+    return EventTimer()
 
 
 def take_samples(timer: Timer, run: Callable[[], Any], criterion: StoppingCriterion) -> Samples:
@@ -155,7 +172,7 @@ def take_samples(timer: Timer, run: Callable[[], Any], criterion: StoppingCriter
     """
     samples = Samples()
     began = time.perf_counter()
-    with _no_garbage_collection():
+    with paused_collection():
         while True:
             samples.add(timer.time(run))
             if criterion.enough(samples.ms, time.perf_counter() - began):
@@ -196,18 +213,6 @@ def quantile(values: list[float], share: float) -> float:
     import numpy as np
 
     return float(np.quantile(np.asarray(values, dtype=float), share))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _nothing() -> None:

@@ -28,6 +28,7 @@ from typing import Any, TextIO
 from dynbench.harness.case import Case
 from dynbench.harness.ceilings import Ceilings, measure_ceilings
 from dynbench.harness.failure import failure_columns, is_device_fault, is_out_of_memory
+from dynbench.harness.graph import CaptureFailed
 from dynbench.harness.machine import (
     GIB,
     available_memory_bytes,
@@ -95,7 +96,11 @@ class Worker:
             complete_row(columns)  # a suite's misspelt column must fail here, as this case's error
         except BaseException as error:  # SystemExit and KeyboardInterrupt of a provider, too
             columns = {**_accepted(columns), **failure_columns(error)}
-            healthy = not (is_out_of_memory(error) or is_device_fault(error))
+            healthy = not (
+                isinstance(error, CaptureFailed)
+                or is_out_of_memory(error)
+                or is_device_fault(error)
+            )
         # the subject goes with its tensors before the next case, and a fault in that is this one's
         subject = None
         self._stage("cleaning up")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from dynbench.harness.case import Case, Value
 from dynbench.harness.sweep import MAX_VALUE
+from dynbench.harness.timing import TIMERS
 from dynbench.suites.catalog import (
     DEVICES,
     DTYPES,
@@ -53,6 +54,7 @@ class PlanOptions:
         sparsities: shares of causal pairs to leave out; each one solves top_n, per sequence length.
         inputs: distribution of the inputs; None is the suite's first.
         seed: of inputs and parameters.
+        timer: one of the device's TIMERS.
         provider_files: the user's own providers, measured beside ``providers``.
     """
 
@@ -73,6 +75,7 @@ class PlanOptions:
     sparsities: tuple[float, ...] = ()
     inputs: str | None = None
     seed: int = 0
+    timer: str | None = None
     provider_files: tuple[Path, ...] = ()
 
 
@@ -82,7 +85,7 @@ def plan(options: PlanOptions) -> list[Case]:
     Defaults without a GPU: one head of 64 in float32, the forward pass, providers sdpa, nsa,
     dynsiha and dynnsiha, the last with exact lists and with 16 queries sharing (two private
     blocks). With a GPU: shape ``paper`` in bfloat16, forward and backward, cuDNN and FlashAttention
-    beside them, dynnsiha with its automatic tile.
+    beside them, dynnsiha with its automatic tile. The timer is the first of the device's TIMERS.
 
     Combinations that no provider could serve raise UsageError; those that one provider cannot serve
     are planned, and become rows that say why. Block counts that do not fit are clamped: private
@@ -117,6 +120,15 @@ def _check(options: PlanOptions) -> None:
         raise UsageError(unknown("device", options.device, DEVICES))
     if options.dtype is not None and options.dtype not in DTYPES:
         raise UsageError(unknown("dtype", options.dtype, DTYPES))
+    timers = TIMERS[options.device]
+    if options.timer is not None and options.timer not in timers:
+        known = {name for names in TIMERS.values() for name in names}
+        if options.timer not in known:
+            raise UsageError(unknown("timer", options.timer, sorted(known)))
+        raise UsageError(
+            f"--timer {options.timer} needs a GPU: --device {options.device} takes "
+            f"--timer {' or '.join(timers)}"
+        )
     if options.inputs is not None and options.inputs not in suite.inputs:
         raise UsageError(
             f"suite {suite.name} takes inputs {' or '.join(suite.inputs)}, not {options.inputs!r}"
@@ -231,7 +243,7 @@ def _case(
         pass_=pass_,
         device=options.device,
         dtype=options.dtype or ("float32" if options.device == "cpu" else "bfloat16"),
-        timer="wall" if options.device == "cpu" else "event",
+        timer=options.timer or TIMERS[options.device][0],
         workload=workload,
         settings=dict(settings),
     )

@@ -128,6 +128,7 @@ def wanted(
     branches: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    timer: str | None = None,
     provider_files: Sequence[Path] = (),
 ) -> PlanOptions:
     """The request that options of ``dynbench run`` make, each as its text or number.
@@ -155,6 +156,7 @@ def wanted(
         sparsities=tuple(shares),
         inputs=inputs,
         seed=seed,
+        timer=timer,
         provider_files=tuple(provider_files),
     )
 
@@ -249,7 +251,7 @@ def repeat_command(case: Case, provider_files: Sequence[Path] = (), how: Sequenc
     values |= {name: case.settings[name] for name in _SPARSE_OPTIONS if name in case.settings}
     if values.get("window") == 0:  # no window of 0 keys, but no sliding branch: --branches says so
         del values["window"]
-    values |= {"dtype": case.dtype, "device": case.device}
+    values |= {"dtype": case.dtype, "device": case.device, "timer": case.timer}
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join([*words, *how])
