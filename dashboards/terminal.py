@@ -35,6 +35,7 @@ Record = Mapping[str, Any]
 _VARYING = {  # columns shown only where they differ between the rows, with their headings
     "suite": "suite",
     "device": "device",
+    "timer": "timer",
     "dtype": "dtype",
     "batch": "batch",
     "shape": "H/K/D",
@@ -51,6 +52,7 @@ _REMARKABLE = ("branches",)  # shown wherever a row has a value: it is not the u
 _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
     "run_id",
     "workload_id",
+    "timer",
     "machine_id",
     "cpu_threads",
     "torch_version",

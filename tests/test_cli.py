@@ -387,6 +387,8 @@ BAD = {
     "--shape papr": "did you mean 'paper'",
     "--dtype bfloat": "did you mean 'bfloat16'",
     "--device gpu": "gpu",
+    "--timer graph": "--timer graph needs a GPU: --device cpu takes --timer wall",
+    "--timer evnt": "did you mean 'event'",
     "--out a_file": "a_file",
     "--out a_file/runs": "a_file",
     "--sparsity 1.5": "1.5",
@@ -589,6 +591,7 @@ def requests() -> st.SearchStrategy[PlanOptions]:
         query_tiles=st.none() | st.lists(st.sampled_from([1, 4, 64, "auto"]), **some).map(tuple),
         private_blocks=st.none() | st.lists(st.integers(0, 20), **some).map(tuple),
         seed=st.integers(0, 2**31),
+        timer=st.none() | st.just("wall"),
     )
 
 

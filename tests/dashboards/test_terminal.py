@@ -64,6 +64,7 @@ def test_speedups_refer_to_the_same_run_and_workload():
 @pytest.mark.parametrize(
     "other",
     [
+        {"timer": "graph"},
         {"machine_id": "m2"},
         {"cpu_threads": 2},
         {"torch_version": "2.14"},

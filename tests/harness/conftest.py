@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from dynbench.harness.case import Case
+from dynbench.harness.timing import TIMERS
 
 
-def _planted_case(provider: str, size: int = 1000, device: str = "cpu") -> Case:
-    timer = "event" if device == "cuda" else "wall"
+def _planted_case(
+    provider: str, size: int = 1000, device: str = "cpu", timer: str | None = None
+) -> Case:
+    timer = timer or TIMERS[device][0]
     return Case("planted", provider, "forward", device, "float32", timer, {"seq_len": size})
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dynbench.harness.case import Case
+from dynbench.harness.graph import CaptureFailed
 from dynbench.harness.subject import Correctness, Subject, Unavailable, Unsupported, Work
 
 GIB = 2**30
@@ -92,6 +93,14 @@ def _raise_unsupported() -> None:
     raise Unsupported("planted serves no such shape; the nearest is 8k")
 
 
+def _raise_capture_failed() -> None:
+    raise CaptureFailed("planted does not fit into a graph")
+
+
+def _wait_for_the_device() -> None:
+    torch.ones(1, device="cuda").item()
+
+
 def _change_globals() -> None:
     torch.set_num_threads(7)
     torch.set_default_dtype(torch.float64)
@@ -144,6 +153,8 @@ ACTIONS = {
     "raises": _raise,
     "unavailable": _raise_unavailable,
     "unsupported": _raise_unsupported,
+    "fails_in_capture": _raise_capture_failed,
+    "waits_for_device": _wait_for_the_device,
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "changes_globals": _change_globals,
     "expects_defaults": _expect_defaults,

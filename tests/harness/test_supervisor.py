@@ -27,6 +27,7 @@ PLANTED = {
     "sys_exits": ("error", "the provider called sys.exit: 4"),
     "unavailable": ("unavailable", "package planted is not installed"),
     "unsupported": ("unsupported", "planted serves no such shape"),
+    "fails_in_capture": ("unsupported", "planted does not fit into a graph"),
     "killed": ("out_of_memory", "worker killed by SIGKILL"),
     "changes_globals": ("ok", ""),
     "expects_defaults": ("ok", ""),
@@ -116,6 +117,8 @@ def test_a_worker_serves_many_cases_and_is_replaced_after_a_failure(sweep):
     _, pid = sweep
     assert pid["plain"] == pid["exits"] != pid["prints"] == pid["segfaults"]
     assert pid["oom_slowly"] != pid["raises"] == pid["sys_exits"] == pid["unsupported"]
+    assert pid["fails_in_capture"] == pid["unsupported"]
+    assert pid["killed"] != pid["fails_in_capture"]  # a capture that broke off leaves its mark
     assert not any(map(is_alive, pid.values()))
 
 

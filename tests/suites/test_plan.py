@@ -120,6 +120,13 @@ def test_batch_is_the_shapes_unless_given():
     assert plan(replace(options, batch=3))[0].workload["batch"] == 3
 
 
+def test_timers_are_the_devices_own():
+    assert {c.timer for c in plan(replace(GPU, timer="graph"))} == {"graph"}
+    ids = [{c.case_id for c in plan(replace(GPU, timer=name))} for name in ("event", "graph")]
+    assert not ids[0] & ids[1]
+    assert ids[0] == {c.case_id for c in plan(GPU)}
+
+
 def test_own_files_stand_beside_the_others(tmp_path):
     for name, text in (("mine", ""), ("sparse", "REFERENCE = 'dynnsiha'")):
         (tmp_path / f"{name}.py").write_text(f"{text}\ndef attention(*operands): ...")
@@ -137,6 +144,8 @@ def test_own_files_stand_beside_the_others(tmp_path):
         ({"providers": ("sdpaa",)}, "did you mean 'sdpa'"),
         ({"passes": ("backwards",)}, "did you mean 'backward'"),
         ({"device": "tpu"}, "unknown device"),
+        ({"timer": "proton"}, "--timer proton needs a GPU: --device cpu takes --timer wall"),
+        ({"timer": "grpah"}, "unknown timer 'grpah': did you mean 'graph'"),
         ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),
         ({"inputs": "text"}, "suite attention takes inputs normal"),
         ({"seq_lens": ()}, "no sequence length"),

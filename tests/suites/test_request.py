@@ -99,6 +99,15 @@ def test_config_that_is_not_text(tmp_path):
         read_config(path, {})
 
 
+def test_the_timer_of_a_table_and_of_a_command(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    (case,) = plan(
+        wanted_by({"timer": "graph", "seq": 128, "providers": "sdpa", "pass": "forward"})
+    )
+    assert case.timer == "graph"
+    assert "--timer graph" in repeat_command(case)
+
+
 def test_own_provider_is_named_by_its_command_alone(tmp_path):
     files = tuple(tmp_path / name for name in ("one.py", "two three.py"))
     for path in files[:1]:
