@@ -13,8 +13,8 @@ sample, and it is checked as well. ``warmup_count`` is 0 either way. Its stages 
 
 With timer ``graph``, two eager calls come first: one that compiles, and one whose peak of memory is
 the row's. Then the call is captured, and every call above is a replay. With timer ``proton`` an
-eager call comes first, because kernel times do not tell how long compiling took. Stages are always
-those of eager calls.
+eager call comes first, because kernel times do not tell how long compiling took. ``compile_ms`` and
+the stages are always those of eager calls.
 """
 
 from __future__ import annotations
