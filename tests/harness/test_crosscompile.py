@@ -116,15 +116,6 @@ def test_a_build_has_what_compiled_in_and_what_did_not(builds):
     assert str(build) == "planted_launches.copied on sm_80: step=1 N=64 num_warps=0"
 
 
-@needs_triton
-def test_rows_are_flat(builds):
-    row = of(builds, "product")["sm_90a"].row()
-    assert all(isinstance(value, str | int | float) for value in row.values())
-    assert json.loads(str(row["constants"])) == {"N": 64}
-    assert row["wgmma_count"] == 4
-    assert row["tcgen05_count"] == 0
-
-
 @pytest.fixture(scope="module")
 def copies() -> dict[str, Any]:
     done = python("import json, planted_launches as p; print(json.dumps(p.copies()))")
