@@ -22,8 +22,9 @@ from dynbench.dashboards import terminal
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
-from dynbench.harness.gate.commands import Host, add_commands
+from dynbench.harness.gate.commands import add_commands
 from dynbench.harness.gate.errors import GateError
+from dynbench.harness.gate.host import Host
 from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
 from dynbench.harness.schema import Status

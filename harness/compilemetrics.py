@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynbench.harness.crosscompile import INSTRUCTIONS, Build
+from dynbench.harness.crosscompile import Build
+from dynbench.harness.ptx import INSTRUCTIONS
 from dynbench.harness.rowfiles import StoreError, replace_file
 from dynbench.harness.schema import Column
 

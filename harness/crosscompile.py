@@ -20,13 +20,14 @@ import os
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any
+
+from dynbench.harness.ptx import count_instructions
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Target:
     Attributes:
         capability: compute capability, 90 for 9.0.
         shared_bytes: most shared memory that one block may ask for.
-        matrix: the architecture's own matrix instruction, a key of ``INSTRUCTIONS``.
+        matrix: the architecture's own matrix instruction, a key of ``ptx.INSTRUCTIONS``.
     """
 
     name: str
@@ -54,27 +55,6 @@ TARGETS = {
     )
 }
 
-INSTRUCTIONS = {
-    "mma_sync": r"mma\.sync",
-    "wgmma": r"wgmma\.mma_async",
-    "tcgen05": r"tcgen05\.mma",
-    "tensor_memory_copy": r"tcgen05\.(?:ld|st|cp)",
-    "bulk_copy": r"cp\.(?:reduce\.)?async\.bulk(?:\.tensor|\.shared|\.global)",
-    "async_copy": r"cp\.async\.c[ag]",
-    "block_barrier": r"(?:bar|barrier)\.(?:cta\.)?(?:sync|arrive|red)",
-    "memory_barrier": r"mbarrier\.(?:try_wait|test_wait|arrive)",
-    "global_load": r"ld\.(?:\w+\.)*global",
-    "global_store": r"st\.(?:\w+\.)*global",
-    "shared_load": r"(?:ld\.(?:\w+\.)*shared|ldmatrix)",
-    "shared_store": r"(?:st\.(?:\w+\.)*shared|stmatrix)",
-    "atomic": r"(?:atom|red)\.(?:\w+\.)*(?:global|shared)",
-    "shuffle": r"shfl\.sync",
-    "exponential": r"ex2\.",
-    "conversion": r"cvt\.",
-}
-"""Kinds of PTX instructions and what they begin with."""
-
-_INSTRUCTION = re.compile(r"(?<![\w.$%])[a-z]\w*\.[\w.:]+")
 _PRODUCT = re.compile(r"tt\.dot\b[^\n]*: tensor<(\d+)x(\d+)x\w+>\s*\*\s*tensor<\d+x(\d+)x\w+>")
 _USED = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
@@ -152,7 +132,7 @@ class Build:
         static_shared_bytes: shared memory fixed in the binary, on top.
         tensor_memory_columns: of a block, on sm_100 and later.
         products: shapes (M, N, K) of the matrix products in the source, each one once.
-        instructions: PTX instructions by kind (``INSTRUCTIONS``).
+        instructions: PTX instructions by kind (``ptx.INSTRUCTIONS``).
         seconds: time of the build, the one number that does not repeat.
     """
 
@@ -306,15 +286,6 @@ def _excess(target: Target, shared_bytes: int, columns: int) -> str:
 def _hash(name: str, *parts: dict[Any, Any]) -> str:
     ordered = [sorted((str(k), repr(v)) for k, v in part.items()) for part in parts]
     return hashlib.sha256(repr([name, *ordered]).encode()).hexdigest()[:16]
-
-
-def count_instructions(ptx: str) -> dict[str, int]:
-    """Instructions of PTX by kind (``INSTRUCTIONS``), comments left out."""
-    found = Counter(_INSTRUCTION.findall(re.sub(r"//[^\n]*", "", ptx)))
-    return {
-        kind: sum(count for name, count in found.items() if re.match(begin, name))
-        for kind, begin in INSTRUCTIONS.items()
-    }
 
 
 def _products(ttir: str) -> tuple[tuple[int, int, int], ...]:

@@ -22,11 +22,12 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dynbench.harness.crosscompile import INSTRUCTIONS, TARGETS, Build, label_of
+from dynbench.harness.crosscompile import TARGETS, Build, label_of
 from dynbench.harness.gate.errors import NothingToCompare
 from dynbench.harness.gate.outcome import Outcome
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.gate.verdicts import CaseVerdict, Verdict
+from dynbench.harness.ptx import INSTRUCTIONS
 
 SAVE = "dynbench gate --compile --save"
 

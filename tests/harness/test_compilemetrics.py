@@ -15,7 +15,8 @@ from dynbench.harness.compilemetrics import (
     read_metrics,
     write_metrics,
 )
-from dynbench.harness.crosscompile import INSTRUCTIONS, Build
+from dynbench.harness.crosscompile import Build
+from dynbench.harness.ptx import INSTRUCTIONS
 from dynbench.harness.rowfiles import StoreError, write_parquet
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

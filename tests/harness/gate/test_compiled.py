@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from dynbench.harness.crosscompile import INSTRUCTIONS, Build
+from dynbench.harness.crosscompile import Build
 from dynbench.harness.gate.compiled import check_version, judge_builds, match_builds
 from dynbench.harness.gate.errors import NothingToCompare
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.gate.verdicts import Verdict
+from dynbench.harness.ptx import INSTRUCTIONS
 
 NONE = dict.fromkeys(INSTRUCTIONS, 0)
 

@@ -12,7 +12,8 @@ import pytest
 from junitparser import JUnitXml
 
 from dynbench.harness.compilemetrics import read_metrics, write_metrics
-from dynbench.harness.crosscompile import INSTRUCTIONS, Build
+from dynbench.harness.crosscompile import Build
+from dynbench.harness.ptx import INSTRUCTIONS
 
 HERE = Path(__file__).parents[1]
 
