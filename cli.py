@@ -22,8 +22,9 @@ from dynbench.dashboards import terminal
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
-from dynbench.harness.gate.commands import Host, add_commands
+from dynbench.harness.gate.commands import add_commands
 from dynbench.harness.gate.errors import GateError
+from dynbench.harness.gate.host import Host
 from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
 from dynbench.harness.schema import Status
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from dynbench.harness.crosscompile import Target
+
 
 EXIT_USAGE, EXIT_INVALID_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 4, 70, 130
 PREPARE = "dynbench.suites.prepare:prepare"
+KERNELS = "dynbench.suites.kernels:launches"
 QUICK_BUDGET = "1m"
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
 
@@ -460,9 +464,17 @@ def _gate_host() -> Host:
         default_root=_default_root,
         run_paths=_run_paths,
         row_line=terminal.row_line,
+        kernels=KERNELS,
+        targets=_compile_targets,
         print_verdicts=lambda records: _print_tables(terminal.verdicts_table(records)),
         print_texts=lambda headings, rows: _print_tables(terminal.text_table(headings, rows)),
     )
+
+
+def _compile_targets() -> Sequence[Target]:
+    from dynbench.suites.kernels import SERVED
+
+    return SERVED
 
 
 add_commands(app, _gate_host())

@@ -1,7 +1,10 @@
-"""The column reference in the docs, generated from the schema."""
+"""The column reference in the docs, generated from the schemas."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from dynbench.harness.compilemetrics import COMPILE_SCHEMA_VERSION, COMPILE_SECTIONS
 from dynbench.harness.schema import SCHEMA_VERSION, SECTIONS, Column
 
 _KINDS = {
@@ -21,15 +24,30 @@ def columns_markdown() -> str:
         "",
         f"Schema version {SCHEMA_VERSION}. One row per case, provider and pass; failures are rows",
         "too. A column without a value in a row is null. This page is generated from",
-        "`harness/schema.py`:",
+        "`harness/schema.py` and `harness/compilemetrics.py`:",
         "",
         "    python -m dynbench.dashboards.columns > docs/columns.md",
         "",
     ]
-    for section, columns in SECTIONS.items():
+    lines += _tables(SECTIONS)
+    lines += [
+        "# Columns of a build",
+        "",
+        f"Schema version {COMPILE_SCHEMA_VERSION}. What `dynbench gate --compile` keeps: one row",
+        "per variant of a kernel and target, from `harness/compilemetrics.py`. Numbers are 0 where",
+        "there is an error.",
+        "",
+        *_tables(COMPILE_SECTIONS),
+    ]
+    return "\n".join(lines)
+
+
+def _tables(sections: Mapping[str, tuple[Column, ...]]) -> list[str]:
+    lines = []
+    for section, columns in sections.items():
         lines += [f"## {section.capitalize()}", "", "| column | type | unit | meaning |"]
         lines += ["|---|---|---|---|", *(_line(column) for column in columns), ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _line(column: Column) -> str:

@@ -63,6 +63,8 @@ _VERDICT_STYLES = {
     "improved": "green",
     "unchanged": "green",
     "ambiguous": "yellow",
+    "changed": "yellow",
+    "missing": "yellow",
     "invalid": "yellow",
     "incomparable": "dim",
 }

@@ -16,18 +16,18 @@ import contextlib
 import hashlib
 import importlib
 import io
-import json
 import os
 import re
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any
+
+from dynbench.harness.ptx import count_instructions
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Target:
     Attributes:
         capability: compute capability, 90 for 9.0.
         shared_bytes: most shared memory that one block may ask for.
-        matrix: the architecture's own matrix instruction, a key of ``INSTRUCTIONS``.
+        matrix: the architecture's own matrix instruction, a key of ``ptx.INSTRUCTIONS``.
     """
 
     name: str
@@ -55,29 +55,9 @@ TARGETS = {
     )
 }
 
-INSTRUCTIONS = {
-    "mma_sync": r"mma\.sync",
-    "wgmma": r"wgmma\.mma_async",
-    "tcgen05": r"tcgen05\.mma",
-    "tensor_memory_copy": r"tcgen05\.(?:ld|st|cp)",
-    "bulk_copy": r"cp\.(?:reduce\.)?async\.bulk(?:\.tensor|\.shared|\.global)",
-    "async_copy": r"cp\.async\.c[ag]",
-    "block_barrier": r"(?:bar|barrier)\.(?:cta\.)?(?:sync|arrive|red)",
-    "memory_barrier": r"mbarrier\.(?:try_wait|test_wait|arrive)",
-    "global_load": r"ld\.(?:\w+\.)*global",
-    "global_store": r"st\.(?:\w+\.)*global",
-    "shared_load": r"(?:ld\.(?:\w+\.)*shared|ldmatrix)",
-    "shared_store": r"(?:st\.(?:\w+\.)*shared|stmatrix)",
-    "atomic": r"(?:atom|red)\.(?:\w+\.)*(?:global|shared)",
-    "shuffle": r"shfl\.sync",
-    "exponential": r"ex2\.",
-    "conversion": r"cvt\.",
-}
-"""Kinds of PTX instructions and what they begin with."""
-
-_INSTRUCTION = re.compile(r"(?<![\w.$%])[a-z]\w*\.[\w.:]+")
 _PRODUCT = re.compile(r"tt\.dot\b[^\n]*: tensor<(\d+)x(\d+)x\w+>\s*\*\s*tensor<\d+x(\d+)x\w+>")
 _USED = re.compile(r"Used (\d+) registers")
+_STATIC_SHARED = re.compile(r"(\d+) bytes smem")
 _INTEGERS = ("i32", "i64", "u64")  # types that Triton gives to Python's integers
 _REASON = 500  # characters of a compiler's message that are kept
 _COLUMNS = 512  # of tensor memory, all that a multiprocessor has
@@ -94,6 +74,8 @@ class Launch:
         constants: values compiled in, by their path in the arguments.
         attributes: alignment of arguments by path, as Triton's compiler takes it.
         options: num_warps, num_stages and others of the launch.
+        uses: what makes this launch, for people and for comparisons: names that stay while sizes
+            of tiles change.
     """
 
     kernel: Any
@@ -101,6 +83,7 @@ class Launch:
     constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, Any]
+    uses: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -142,12 +125,14 @@ class Build:
         identity: stable hash of kernel, arguments, constants and options; with ``target`` the key.
         constants: values compiled in, by name; ``signature``: types of the other arguments.
         warps, stages: of the launch; 0 where the launch left them to Triton.
+        uses: as in ``Launch``.
         error: why the launch cannot run, in one line; empty where it can. Numbers are 0 where there
             is no binary.
-        shared_bytes: shared memory of a block.
+        shared_bytes: shared memory that the launch asks for, a block.
+        static_shared_bytes: shared memory fixed in the binary, on top.
         tensor_memory_columns: of a block, on sm_100 and later.
         products: shapes (M, N, K) of the matrix products in the source, each one once.
-        instructions: PTX instructions by kind (``INSTRUCTIONS``).
+        instructions: PTX instructions by kind (``ptx.INSTRUCTIONS``).
         seconds: time of the build, the one number that does not repeat.
     """
 
@@ -160,27 +145,33 @@ class Build:
     warps: int
     stages: int
     triton_version: str
+    uses: tuple[str, ...] = ()
     error: str = ""
     registers: int = 0
     spill_store_bytes: int = 0
     spill_load_bytes: int = 0
     stack_bytes: int = 0
     shared_bytes: int = 0
+    static_shared_bytes: int = 0
     tensor_memory_columns: int = 0
     products: tuple[tuple[int, int, int], ...] = ()
     instructions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def row(self) -> dict[str, str | int | float]:
-        """The build as flat columns: nested values as JSON, one column a kind of instruction."""
-        flat = {k: v for k, v in vars(self).items() if k != "instructions"}
-        for name in ("constants", "signature", "products"):
-            flat[name] = json.dumps(flat[name], sort_keys=True, default=str)
-        return flat | {f"{kind}_count": self.instructions.get(kind, 0) for kind in INSTRUCTIONS}
+    @property
+    def label(self) -> str:
+        """Target, kernel and its first use, in one line."""
+        return label_of(self.target, f"{self.module}.{self.kernel}", self.uses, self.identity)
 
     def __str__(self) -> str:
         sizes = " ".join(f"{k}={v}" for k, v in self.constants.items())
         return f"{self.module}.{self.kernel} on {self.target}: {sizes} num_warps={self.warps}"
+
+
+def label_of(target: str, name: str, uses: Sequence[str], identity: str) -> str:
+    """``compile/sm_90a module.kernel, first use``: the beginning of the identity if it has none."""
+    short = ".".join(name.split(".")[-2:])
+    return f"compile/{target} {short}, {uses[0] if uses else identity[:8]}"
 
 
 @contextlib.contextmanager
@@ -248,6 +239,7 @@ def compile_launch(launch: Launch, target: Target) -> Build:
         "warps": launch.options.get("num_warps", 0),
         "stages": launch.options.get("num_stages", 0),
         "triton_version": triton.__version__,
+        "uses": launch.uses,
     }
     source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
     gpu = GPUTarget("cuda", target.capability, 32)
@@ -260,18 +252,21 @@ def compile_launch(launch: Launch, target: Target) -> Build:
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())
         return Build(**known, error=reason[:_REASON], seconds=time.perf_counter() - begin)
     used, spilled = _USED.search(log.getvalue()), _SPILLED.search(log.getvalue())
+    fixed = _STATIC_SHARED.search(log.getvalue())
     if used is None or spilled is None:
         raise RuntimeError(f"{launch.name}: ptxas reported neither registers nor spills")
     stack, stores, loads = map(int, spilled.groups())
     shared, columns = built.metadata.shared, built.metadata.tmem_size or 0
+    static = int(fixed[1]) if fixed else 0
     return Build(
         **known,
-        error=_excess(target, shared, columns),
+        error=_excess(target, shared + static, columns),
         registers=int(used[1]),
         spill_store_bytes=stores,
         spill_load_bytes=loads,
         stack_bytes=stack,
         shared_bytes=shared,
+        static_shared_bytes=static,
         tensor_memory_columns=columns,
         products=_products(built.asm["ttir"]),
         instructions=count_instructions(built.asm["ptx"]),
@@ -291,15 +286,6 @@ def _excess(target: Target, shared_bytes: int, columns: int) -> str:
 def _hash(name: str, *parts: dict[Any, Any]) -> str:
     ordered = [sorted((str(k), repr(v)) for k, v in part.items()) for part in parts]
     return hashlib.sha256(repr([name, *ordered]).encode()).hexdigest()[:16]
-
-
-def count_instructions(ptx: str) -> dict[str, int]:
-    """Instructions of PTX by kind (``INSTRUCTIONS``), comments left out."""
-    found = Counter(_INSTRUCTION.findall(re.sub(r"//[^\n]*", "", ptx)))
-    return {
-        kind: sum(count for name, count in found.items() if re.match(begin, name))
-        for kind, begin in INSTRUCTIONS.items()
-    }
 
 
 def _products(ttir: str) -> tuple[tuple[int, int, int], ...]:
@@ -339,7 +325,10 @@ def _require_assembler(target: Target) -> None:
 
 
 def compile_everywhere(
-    source: str, targets: Sequence[Target], processes: int | None = None
+    source: str,
+    targets: Sequence[Target],
+    processes: int | None = None,
+    wanted: Callable[[str], bool] = lambda label: True,
 ) -> Iterator[Build]:
     """Build all launches that a function returns, for every target, in processes of their own.
 
@@ -347,6 +336,7 @@ def compile_everywhere(
         source: "package.module:function", which takes a ``Target`` and returns launches; it is
             called in every process, and must return the same each time.
         processes: as many as there are processor cores if None.
+        wanted: which launches are built, by label; called in this process.
 
     Yields:
         Builds in the order of targets and launches.
@@ -354,11 +344,12 @@ def compile_everywhere(
     with ProcessPoolExecutor(
         processes or os.cpu_count(), mp_context=get_context("spawn"), initializer=_uninterpreted
     ) as pool:
-        counts = pool.map(_count, [source] * len(targets), targets)
+        labels = pool.map(_labels, [source] * len(targets), targets)
         tasks = [
-            (source, target, i)
-            for target, count in zip(targets, counts, strict=True)
-            for i in range(count)
+            (source, target, index)
+            for target, named in zip(targets, labels, strict=True)
+            for index, label in enumerate(named)
+            if wanted(label)
         ]
         yield from pool.map(_compiled, *zip(*tasks, strict=True)) if tasks else ()
 
@@ -376,8 +367,11 @@ def _launches(source: str, target: Target) -> list[Launch]:
     return launches
 
 
-def _count(source: str, target: Target) -> int:
-    return len(_launches(source, target))
+def _labels(source: str, target: Target) -> list[str]:
+    return [
+        label_of(target.name, launch.name, launch.uses, launch.identity)
+        for launch in _launches(source, target)
+    ]
 
 
 def _compiled(source: str, target: Target, index: int) -> Build:

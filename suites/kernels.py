@@ -10,17 +10,25 @@ are makes no difference; they are as short as all kernels allow.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from dynbench.harness.crosscompile import Launch, Target, captured_launches
+from dynbench.harness.crosscompile import TARGETS, Launch, Target, captured_launches
 from dynnsiha.attention.config import NSAConfig
 
 SOURCE = "dynbench.suites.kernels:launches"
 """What ``dynbench.harness.crosscompile.compile_everywhere`` calls."""
+
+_CONSUMER_SHARED_BYTES = 99 << 10
+SERVED = tuple(
+    replace(target, shared_bytes=_CONSUMER_SHARED_BYTES) if target.name == "sm_80" else target
+    for target in TARGETS.values()
+)
+"""What kernels are built for. Ada's and Blackwell's consumer cards run what Ampere runs, with less
+shared memory a block than the A100 has."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,24 @@ def launches(target: Target, calls: Sequence[Call] = CALLS) -> list[Launch]:
     """The variants of all kernels that ``calls`` launch on one architecture, each one once.
 
     Of launches that differ by the value or the alignment of an integer alone, the first stands for
-    the others.
+    the others. Each says which calls make it (``Launch.uses``).
     """
     from dynnsiha.attention.architecture import compiled_for
 
-    with captured_launches() as found, compiled_for(target.capability):
-        for call in calls:
+    first: dict[str, Launch] = {}
+    uses: dict[str, list[str]] = {}
+    for call in calls:
+        with captured_launches() as found, compiled_for(target.capability):
             call.run()
-    return list({launch.variant: launch for launch in reversed(found)}.values())[::-1]
+        for variant, launch in _variants(found).items():
+            first.setdefault(variant, launch)
+            uses.setdefault(variant, []).append(call.name)
+    return [replace(launch, uses=tuple(uses[variant])) for variant, launch in first.items()]
+
+
+def _variants(launches: Iterable[Launch]) -> dict[str, Launch]:
+    """The first launch of each variant."""
+    first: dict[str, Launch] = {}
+    for launch in launches:
+        first.setdefault(launch.variant, launch)
+    return first

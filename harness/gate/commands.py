@@ -6,55 +6,26 @@ is measured, and how tables look. Heavy packages are imported inside the command
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from dynbench.harness.case import Case
 from dynbench.harness.gate.errors import InvalidData, SettingsError
+from dynbench.harness.gate.host import Host
+from dynbench.harness.gate.publishing import Files, print_outcome, publish
 
 if TYPE_CHECKING:
     from dynbench.harness.gate.baselines import Baseline
     from dynbench.harness.gate.outcome import Outcome
     from dynbench.harness.gate.rounds import Progress, Rounds
     from dynbench.harness.gate.settings import Settings
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the command line lends.
-
-    Attributes:
-        prepare: as ``run_cases`` takes it.
-        package: the folder of a checkout that another revision is taken of.
-        plan: cases for options of ``dynbench run`` (a default for none).
-        describe: cases in one line.
-        repeat_command: the command line for one case, with further words.
-        duration_s: seconds in a text, and the option it is from.
-        default_root: the folder of local runs.
-        run_paths: paths of runs named (the newest for none).
-        row_line: a row in one line.
-        print_verdicts, print_texts: tables of verdicts, and of texts under headings.
-    """
-
-    prepare: str
-    package: str
-    plan: Callable[[Mapping[str, Any]], list[Case]]
-    describe: Callable[[Sequence[Case]], str]
-    repeat_command: Callable[[Case, Sequence[str]], str]
-    duration_s: Callable[[str, str], float]
-    default_root: Callable[[], Path]
-    run_paths: Callable[[Sequence[str]], list[Path]]
-    row_line: Callable[[Mapping[str, Any]], str]
-    print_verdicts: Callable[[Sequence[Mapping[str, Any]]], None]
-    print_texts: Callable[[Sequence[str], Sequence[Sequence[str]]], None]
 
 
 def _option(panel: str, flag: str, help_: str, metavar: str | None = None) -> Any:
@@ -65,16 +36,29 @@ _AGAINST, _JUDGE, _OUTPUT = "What to compare", "How to judge", "Output"
 _GATE = (
     "Judge whether code became slower: exit code 0 means no, 1 a regression.\n\n"
     "Compares stored rows (--baseline with --candidate), or measures dynnsiha/ as it is in another "
-    "revision and in this checkout, in A-B-B-A rounds of fresh processes (--rev). Exit code 3: "
+    "revision and in this checkout, in A-B-B-A rounds of fresh processes (--rev). --compile judges "
+    "what the compiler makes of the Triton kernels, without a GPU: new spills, more stack or "
+    "shared memory than there is, and a lost matrix instruction are regressions. Exit code 3: "
     "nothing comparable, or no baseline; 4: data that cannot be trusted. docs/gate.md explains "
     "verdicts, settings and CI."
 )
-_GATE_BASELINE = "Saved baseline, run or parquet file to compare with; the promoted one if none."
+_GATE_BASELINE = (
+    "Saved baseline, run or parquet file to compare with; the promoted one if none. With "
+    "--compile a file of metrics; results/compile/kernels.parquet if none."
+)
 _CANDIDATE = "Run, parquet file or folder of rounds to judge; the newest run if not given."
 _REV = (
     "Old revision to measure against this checkout, or OLD..NEW; only dynnsiha/ is taken from it."
 )
 _SELF = "Measure this checkout (or --rev) against itself: its noise, and thresholds below it."
+_COMPILE = (
+    "Compile every Triton kernel for every architecture, and judge spills, memory, instructions."
+)
+_KERNELS = (
+    "With --compile: a function MODULE:NAME of a Target that returns the launches to compile; "
+    "those of dynnsiha if not given."
+)
+_SAVE = "With --compile: make what was compiled the baseline, show what changed, and end with 0."
 _CASE = "Only cases whose label matches (shell wildcards) or whose id begins so; repeatable."
 _GATE_CONFIG = "TOML file with settings; unknown keys are refused."
 _DUMP = "Print the settings in force as TOML, and stop."
@@ -106,6 +90,9 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         candidate: Annotated[Text, _option(_AGAINST, "--candidate", _CANDIDATE, "RUN")] = None,
         rev: Annotated[Text, _option(_AGAINST, "--rev", _REV, "REV")] = None,
         self_check: Annotated[bool, _option(_AGAINST, "--self-check", _SELF)] = False,
+        compile_: Annotated[bool, _option(_AGAINST, "--compile", _COMPILE)] = False,
+        kernels: Annotated[Text, _option(_AGAINST, "--kernels", _KERNELS, "MODULE:NAME")] = None,
+        save: Annotated[bool, _option(_AGAINST, "--save", _SAVE)] = False,
         case: Annotated[list[str] | None, _option(_AGAINST, "--case", _CASE, "PATTERN")] = None,
         config: Annotated[Path | None, _option(_JUDGE, "--config", _GATE_CONFIG, "FILE")] = None,
         dump_config: Annotated[bool, _option(_JUDGE, "--dump-config", _DUMP)] = False,
@@ -128,6 +115,13 @@ def add_commands(app: typer.Typer, host: Host) -> None:
 
             print(dump_settings(settings), end="")
             return
+        files = Files(json, junit, summary)
+        of_speed: dict[str, object] = {"--rev": rev, "--self-check": self_check, "--out": out}
+        of_speed |= {"--threshold": threshold, "--rounds": rounds, "--budget": budget}
+        of_speed |= {"--accept": accept, "--resume": resume}
+        _check_kind(compile_, of_speed, {"--kernels": kernels, "--save": save})
+        if compile_:
+            _compiled(host, baseline, candidate, kernels, case or [], settings, files, save=save)
         measuring = rev is not None or self_check
         if candidate is not None and measuring:
             raise SettingsError(
@@ -148,7 +142,7 @@ def add_commands(app: typer.Typer, host: Host) -> None:
 
             outcome, entry = gating.accept(saved, outcome, accept, reason, day)
             _say(f"accepted in {saved.path}: {entry['label']} until {entry['until']}")
-        _publish(host, outcome, json, junit, summary)
+        publish(outcome, files, host.print_verdicts)
         raise typer.Exit(outcome.exit_code)
 
     @app.command(help="Compare two runs, baselines or sets of rows, case by case, for people.")
@@ -168,7 +162,7 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         if json:
             print(outcome.to_json())
         else:
-            _print_outcome(host, outcome)
+            print_outcome(outcome, host.print_verdicts)
         if not outcome.compared:
             raise typer.Exit(EXIT_NOTHING)
 
@@ -224,6 +218,47 @@ def _baseline_app(host: Host) -> typer.Typer:
         print(f"{baselines.promote(_baselines_root(), name).path}: promoted")
 
     return app
+
+
+def _check_kind(
+    compile_: bool, of_speed: Mapping[str, object], of_builds: Mapping[str, object]
+) -> None:
+    """Raise SettingsError for an option of the other kind of gate."""
+    for name, value in (of_speed if compile_ else of_builds).items():
+        if value is not None and value is not False:
+            raise SettingsError(
+                f"{name}: is of measured rows, leave it out with --compile"
+                if compile_
+                else f"{name}: is of compiled kernels, give --compile too"
+            )
+
+
+def _compiled(
+    host: Host,
+    baseline: str | None,
+    candidate: str | None,
+    kernels: str | None,
+    patterns: Sequence[str],
+    settings: Settings,
+    files: Files,
+    *,
+    save: bool,
+) -> NoReturn:
+    """Judge what the compiler makes of kernels, and end with the exit code."""
+    from dynbench.harness.gate.compiling import Compiling, default_baseline, gate_compile
+
+    asked = Compiling(
+        source=kernels or host.kernels,
+        targets=tuple(host.targets()),
+        baseline=Path(baseline) if baseline else default_baseline(),
+        candidate=Path(candidate) if candidate else None,
+        patterns=tuple(patterns),
+        save=save,
+    )
+    outcome = gate_compile(asked, settings, _say)
+    if outcome is not None:
+        publish(outcome, files, host.print_verdicts, brief=True)
+    raise typer.Exit(0 if save or outcome is None else outcome.exit_code)
 
 
 def _settings(
@@ -367,40 +402,3 @@ def _show(host: Host, progress: Progress) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _publish(
-    host: Host, outcome: Outcome, json: Path | None, junit: Path | None, summary: Path | None
-) -> None:
-    """Print the outcome, and write it where it was asked for."""
-    from dynbench.harness.gate.junit import write_junit
-    from dynbench.harness.gate.summary import append_summary
-
-    step = os.environ.get("GITHUB_STEP_SUMMARY")
-    files: list[tuple[Path | None, Callable[[Outcome, Path], None]]] = [
-        (None if json == Path("-") else json, _write_json),
-        (junit, write_junit),
-        (summary or (Path(step) if step else None), append_summary),
-    ]
-    for path, write in files:
-        try:
-            if path is not None:
-                write(outcome, path)
-        except OSError as error:
-            raise SettingsError(f"{path}: {error.strerror}; name another file") from None
-    if json == Path("-"):
-        print(outcome.to_json())
-    else:
-        _print_outcome(host, outcome)
-
-
-def _write_json(outcome: Outcome, path: Path) -> None:
-    path.write_text(outcome.to_json() + "\n", encoding="utf-8")
-
-
-def _print_outcome(host: Host, outcome: Outcome) -> None:
-    if outcome.verdicts:
-        host.print_verdicts(outcome.records())
-    for note in outcome.notes:
-        print(note)
-    print(f"{outcome.candidate} against {outcome.baseline}: {outcome.headline}")

@@ -15,7 +15,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def write_junit(outcome: Outcome, path: Path) -> None:
     """One test case for each case: regressions fail, throttled rows are errors, what has nothing
-    to be compared with is skipped; ambiguous cases pass (with ``strict`` they fail), with their
+    to be compared with is skipped; doubtful cases pass (with ``strict`` they fail), with their
     reason as output. Raises OSError."""
     suite = TestSuite("dynbench gate")
     suite.add_property("baseline", _text(outcome.baseline))
@@ -33,7 +33,7 @@ def _test_case(verdict: CaseVerdict, *, strict: bool) -> TestCase:
     if verdict.candidate_ms is not None:
         case.time = verdict.candidate_ms / 1e3
     line = _text(f"{verdict.verdict}: {verdict.reason}")
-    if verdict.blocks or (strict and verdict.verdict == Verdict.AMBIGUOUS):
+    if verdict.blocks or (strict and verdict.doubtful):
         case.result = [Failure(line, verdict.verdict.value)]
     elif verdict.verdict == Verdict.INVALID and verdict.accepted is None:
         case.result = [Error(line, verdict.verdict.value)]

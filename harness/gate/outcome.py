@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def compared(self) -> int:
-        """Cases whose latencies were compared."""
+        """Cases whose numbers were compared."""
         return sum(verdict.verdict in COMPARED for verdict in self.verdicts)
 
     @property
@@ -60,7 +60,7 @@ class Outcome:
             return EXIT_INVALID
         if not self.compared and not any(v.accepted for v in self.verdicts):
             return EXIT_NOTHING
-        doubtful = any(v.verdict == Verdict.AMBIGUOUS for v in self.verdicts)
+        doubtful = any(verdict.doubtful for verdict in self.verdicts)
         return EXIT_REGRESSION if self.settings.strict and doubtful else EXIT_FINE
 
     @property
@@ -87,9 +87,13 @@ class Outcome:
             indent=2,
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """The verdicts as plain dictionaries, for tables."""
-        return [dataclasses.asdict(verdict) for verdict in self.verdicts]
+    def records(self, *, brief: bool = False) -> list[dict[str, Any]]:
+        """The verdicts as plain dictionaries, for tables; ``brief`` leaves out unchanged ones."""
+        return [
+            dataclasses.asdict(verdict)
+            for verdict in self.verdicts
+            if not brief or verdict.doubtful or verdict.verdict != Verdict.UNCHANGED
+        ]
 
 
 _HEADLINES = {

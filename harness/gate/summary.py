@@ -12,6 +12,7 @@ _SHOWN_FIRST = (
     Verdict.INVALID,
     Verdict.MISSING,
     Verdict.AMBIGUOUS,
+    Verdict.CHANGED,
     Verdict.IMPROVED,
     Verdict.INCOMPARABLE,
     Verdict.UNCHANGED,

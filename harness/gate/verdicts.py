@@ -46,14 +46,20 @@ class Verdict(StrEnum):
     REGRESSED = "regressed"  # slower beyond the threshold
     IMPROVED = "improved"  # faster beyond the threshold
     UNCHANGED = "unchanged"  # within the threshold
+    CHANGED = "changed"  # compiled to other numbers, none of which blocks
     AMBIGUOUS = "ambiguous"  # too noisy to say
     MISSING = "missing"  # the candidate has no row for it
     INVALID = "invalid"  # failed, incorrect or throttled
     INCOMPARABLE = "incomparable"  # nothing in the baseline to compare it with
 
 
-COMPARED = frozenset((Verdict.REGRESSED, Verdict.IMPROVED, Verdict.UNCHANGED, Verdict.AMBIGUOUS))
-"""Verdicts that rest on two latencies."""
+COMPARED = frozenset(
+    (
+        *(Verdict.REGRESSED, Verdict.IMPROVED, Verdict.UNCHANGED),
+        *(Verdict.CHANGED, Verdict.AMBIGUOUS),
+    )
+)
+"""Verdicts that rest on numbers of both sides."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class CaseVerdict:
         p_value: of the slow-down beyond the threshold, adjusted for all cases.
         noise: standard deviation of one round's (or process pair's) change.
         observations: rounds, or processes on the side that has fewer.
+        warns: whether ``strict`` makes it block (an ambiguous or changed case always does).
         accepted: the entry that accepts it, if one does.
         command: repeats the candidate's row.
     """
@@ -87,8 +94,14 @@ class CaseVerdict:
     noise: float | None = None
     observations: int = 0
     notes: tuple[str, ...] = ()
+    warns: bool = False
     accepted: dict[str, Any] | None = None
     command: str | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether ``strict`` makes it block."""
+        return self.warns or self.verdict in (Verdict.AMBIGUOUS, Verdict.CHANGED)
 
 
 @dataclass

@@ -5,6 +5,7 @@ Importing this decides how Triton works in a process, so tests import it in proc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,37 @@ def everything(target: Target) -> list[Launch]:
         mistaken[(1,)](y, N=16)
         copied[(1,)](x, y, 100, 1, N=64)
     return launches
+
+
+def _pair(*, tile: int = 64, warps: int = 16) -> list[Launch]:
+    """A product and a mean, under names that stay whatever their sizes."""
+    x, y = torch.ones(1 << 14, dtype=torch.bfloat16), torch.ones(1 << 14)
+    with captured_launches() as launches:
+        product[(1,)](x, x, y, 256, N=tile, num_stages=2)
+        centred[(1,)](y, y, N=1 << 14, num_warps=warps)
+    uses = ("tall", "wide"), ("mean",)
+    return [replace(launch, uses=use) for launch, use in zip(launches, uses, strict=True)]
+
+
+def sound(target: Target) -> list[Launch]:
+    """What a baseline is made of."""
+    return _pair()
+
+
+def spilling(target: Target) -> list[Launch]:
+    """The same with too few warps for the mean, so that registers do not suffice."""
+    return _pair(warps=1)
+
+
+def retiled(target: Target) -> list[Launch]:
+    """The same with tiles too small for the matrix instructions of Hopper and Blackwell."""
+    return _pair(tile=32)
+
+
+def crowded(target: Target) -> list[Launch]:
+    """The same and one that asks for too much shared memory."""
+    deep = [launch for launch in everything(target) if launch.options.get("num_stages") == 16]
+    return [*_pair(), *deep]
 
 
 def nothing(target: Target) -> list[Launch]:

@@ -17,11 +17,9 @@ from typing import Any
 import pytest
 
 from dynbench.harness.crosscompile import (
-    INSTRUCTIONS,
     TARGETS,
     Build,
     compile_everywhere,
-    count_instructions,
 )
 
 HERE = str(Path(__file__).parent)
@@ -116,15 +114,6 @@ def test_a_build_has_what_compiled_in_and_what_did_not(builds):
     assert str(build) == "planted_launches.copied on sm_80: step=1 N=64 num_warps=0"
 
 
-@needs_triton
-def test_rows_are_flat(builds):
-    row = of(builds, "product")["sm_90a"].row()
-    assert all(isinstance(value, str | int | float) for value in row.values())
-    assert json.loads(str(row["constants"])) == {"N": 64}
-    assert row["wgmma_count"] == 4
-    assert row["tcgen05_count"] == 0
-
-
 @pytest.fixture(scope="module")
 def copies() -> dict[str, Any]:
     done = python("import json, planted_launches as p; print(json.dumps(p.copies()))")
@@ -185,26 +174,3 @@ def test_launches_of_the_interpreter_are_not_captured(steps):
 def test_no_launches_are_no_builds(monkeypatch):
     monkeypatch.syspath_prepend(HERE)
     assert list(compile_everywhere("planted_launches:nothing", [TARGETS["sm_80"]], 1)) == []
-
-
-def test_instructions_are_counted_by_kind_and_comments_are_not():
-    counts = count_instructions("""
-        // mma.sync would be faster than ld.global
-        .loc 1 20 11 // tiles.py:20:11 @[ ex2.py:1:1 ]
-        ld.param.u64 %rd1, [kernel_param_0];
-        @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
-        ld.relaxed.gpu.global.b32 %r5, [ %rd1 + 0 ];
-        wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%f1}, %rd2, %rd3, p, 1, 1, 0, 0;
-        wgmma.wait_group.sync.aligned 0;
-        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %f1 }, { %r1 }, { %r2 }, { %f1 };
-        @%p2 tcgen05.mma.cta_group::1.kind::f16 [ %r1 + 0 ], %rd1, %rd2, %r2, %p1;
-        cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;
-        cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1];
-        st.shared.v4.b32 [ %r1 ], { %r1, %r2, %r3, %r4 };
-        ex2.approx.ftz.f32 %f2, %f1;
-        atom.global.gpu.acq_rel.add.f32 %f3, [ %rd1 + 0 ], %f2;
-        bar.sync 0;
-    """)
-    once = ("mma_sync", "wgmma", "tcgen05", "async_copy", "bulk_copy", "shared_store")
-    once = (*once, "exponential", "atomic", "block_barrier")
-    assert counts == dict.fromkeys(INSTRUCTIONS, 0) | dict.fromkeys(once, 1) | {"global_load": 2}

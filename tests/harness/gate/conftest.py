@@ -1,14 +1,17 @@
-"""What the gate's tests share: rows as a run would have written them, and simulated processes."""
+"""What the gate's tests share: the command line, rows as a run would have written them, and
+simulated processes."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dynbench import cli
 from dynbench.harness.case import Case
 from dynbench.harness.gate.conditions import Pairing, Reading
 from dynbench.harness.schema import complete_row
@@ -105,3 +108,19 @@ def make_gpu_row() -> Callable[..., Row]:
 @pytest.fixture(scope="session")
 def simulate() -> type[Simulation]:
     return Simulation
+
+
+@pytest.fixture
+def dynbench(monkeypatch, capsys, tmp_path):
+    """Runs the entry point in this process, in an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dynbench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run

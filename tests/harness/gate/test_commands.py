@@ -14,28 +14,11 @@ from pathlib import Path
 import pytest
 from junitparser import JUnitXml
 
-from dynbench import cli
 from dynbench.harness.rowfiles import write_parquet
 
 ROOT = Path(__file__).parents[3]
 TOMORROW = str(datetime.now(UTC).date() + timedelta(days=1))
 THERMAL = {"throttled_samples": 3, "throttle_reasons": ["hw_thermal_slowdown"]}
-
-
-@pytest.fixture
-def dynbench(monkeypatch, capsys, tmp_path):
-    """Runs the entry point in this process, in an empty folder: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dynbench", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def outcome(*verdicts: CaseVerdict, **settings) -> Outcome:
     return Outcome("main", "run", verdicts, Settings(**settings), ["a note"])
 
 
-R, IMP, U, A, M, INV, INC = Verdict
+R, IMP, U, C, A, M, INV, INC = Verdict
 FAILED = verdict(INV, blocks=True)
 ACCEPTED = verdict(R, blocks=False, accepted={"reason": "x"})
 
@@ -43,6 +43,8 @@ ACCEPTED = verdict(R, blocks=False, accepted={"reason": "x"})
         ([verdict(U), verdict(INC)], 0),
         ([verdict(IMP)], 0),
         ([verdict(A)], 0),
+        ([verdict(C)], 0),
+        ([verdict(M, blocks=False, warns=True), verdict(U)], 0),
         ([verdict(R)], 1),
         ([verdict(R), verdict(INV), verdict(A)], 1),
         ([verdict(U), verdict(M)], 1),
@@ -64,6 +66,9 @@ def test_exit_codes(verdicts, code):
 
 def test_strict_makes_doubt_a_failure():
     assert outcome(verdict(A), strict=True).exit_code == 1
+    assert outcome(verdict(C), strict=True).exit_code == 1
+    assert outcome(verdict(U), verdict(INC, warns=True), strict=True).exit_code == 1
+    assert outcome(verdict(U), verdict(INC), strict=True).exit_code == 0
     assert outcome(verdict(U), strict=True).exit_code == 0
 
 
@@ -83,8 +88,8 @@ def test_junit_is_read_back(tmp_path):
     (suite,) = JUnitXml.fromfile(str(path))
     results = [[type(result) for result in case.result] for case in suite]
     skipped, failure, error = [Skipped], [Failure], [Error]
-    assert results == [failure, [], [], [], failure, error, skipped, failure]
-    assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (8, 3, 1, 1)
+    assert results == [failure, [], [], [], [], failure, error, skipped, failure]
+    assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (9, 3, 1, 1)
     assert {p.name: p.value for p in suite.properties()} == {"baseline": "main", "candidate": "run"}
     first = next(iter(suite))
     assert (first.classname, first.name) == ("attention.nsa", f"forward T=0k [{0:016x}]")
