@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from ..config import NSAConfig
@@ -23,6 +24,8 @@ from .problem import Operands, Outputs, Piece, Problem
 from .sources import bulk_copies_serve
 
 _SEGMENT_ROWS = 2048  # queries times heads that one program takes for its block
+_QUERY_BYTES = 16 << 20  # of queries that are gathered again and again, so that a cache holds them
+_LEAST_PAIRS = 48  # of a block and a part of the queries: they must pay for loading the block
 _LN2 = 0.6931471805599453
 
 
@@ -138,7 +141,7 @@ class _Core(torch.autograd.Function):
         lists = plan(problem, shared, private)
         outputs = _room(problem, q, o_cmp, lse_cmp, training)
         pieces = problem.pieces(lists.private.shape[-1])
-        orders = _pairs_by_block(problem, pieces, lists)
+        orders = _pairs_by_block(problem, pieces, lists, _parts(problem, pieces, lists))
         for piece in chain(*pieces):
             parts = None
             if orders is not None:
@@ -241,8 +244,20 @@ def _room(
     return Outputs(rows(), o_cmp, rows(), rows(), *lse)
 
 
+def _parts(problem: Problem, pieces: list[list[Piece]], lists: Lists) -> int:
+    """Parts that the queries of a piece are gathered in, one after the other.
+
+    Each query is gathered once a slot, for blocks that lie anywhere: from memory each time, unless
+    all of those that are gathered meanwhile fit the cache.
+    """
+    rows, slots = pieces[0][0].rows, lists.private.shape[-1]
+    wanted = triton.cdiv(2 * rows * problem.group * problem.head_dim, _QUERY_BYTES)
+    most = rows * slots // (_LEAST_PAIRS * problem.geometry.blocks)
+    return max(1, min(wanted, most))
+
+
 def _pairs_by_block(
-    problem: Problem, pieces: list[list[Piece]], lists: Lists
+    problem: Problem, pieces: list[list[Piece]], lists: Lists, parts: int = 1
 ) -> Iterator[Order] | None:
     """What queries chose alone, by block, for every piece; None if they chose nothing alone."""
     if not lists.private.shape[-1]:
@@ -251,7 +266,7 @@ def _pairs_by_block(
     sizes = tuple(piece.rows for piece in pieces[0])
     with stage("lists"):
         first, blocks = problem.first_blocks(), problem.geometry.blocks
-        orders = by_block(lists.private, first, blocks, length, pieces[0][0].heads, sizes)
+        orders = by_block(lists.private, first, blocks, length, pieces[0][0].heads, sizes, parts)
     return iter(orders)
 
 

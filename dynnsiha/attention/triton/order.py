@@ -22,7 +22,8 @@ _BINS_IN_16_BITS = 1 << 16
 class Order:
     """Pairs (unit, slot) of lists [U, K, n], sorted by bin; empty slots last.
 
-    A bin is one block and one head, and the units of one piece.
+    A bin is one block and one head, and the units of one piece, or of a part of it where the piece
+    has several: then all blocks of one part come before those of the next one.
 
     Attributes:
         unit: int32 [pairs], among all U.
@@ -31,6 +32,7 @@ class Order:
         segment: int32 [bins + 1], where each bin begins among the segments.
         key: int32 [segments], the bin of each segment; the number of bins behind the last one.
         length: pairs in a segment, at most.
+        spread: bins of one head.
     """
 
     unit: Tensor
@@ -39,6 +41,7 @@ class Order:
     segment: Tensor
     key: Tensor
     length: int
+    spread: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def by_block(
     length: int,
     piece_heads: int,
     sizes: tuple[int, ...],
+    parts: int = 1,
 ) -> list[Order]:
     """Order the pairs of ``lists`` int32 [U, K, n]: an order a piece, heads outer.
 
@@ -65,23 +69,27 @@ def by_block(
         length: pairs in a segment, at most.
         piece_heads: heads of a piece; the last one may have fewer.
         sizes: units of each piece.
+        parts: of each piece; fewer are made where that halves the work of sorting.
     """
     _, heads, slots = lists.shape
     pieces = len(sizes) * triton.cdiv(heads, piece_heads)
     bins = piece_heads * blocks
+    if pieces * bins < _BINS_IN_16_BITS:
+        parts = min(parts, (_BINS_IN_16_BITS - 1) // (pieces * bins))
+    bins *= parts
     device = lists.device
     # A radix sort takes half of the passes over 16 bits.
     narrow = pieces * bins < _BINS_IN_16_BITS
     lowest = -_BINS_IN_16_BITS // 2 if narrow else 0
     dtype = torch.int16 if narrow else torch.int32
     keys = torch.empty(lists.numel(), dtype=dtype, device=device)
-    piece_of_unit, first_unit = _pieces_of_units(sizes, device)
+    part_of_unit, first_unit = _parts_of_units(sizes, parts, device)
     size = 1024
     grid = (triton.cdiv(lists.numel(), size),)
     pair_keys[grid](
         lists,
         first_block,
-        piece_of_unit,
+        part_of_unit,
         keys,
         lists.numel(),
         lists.stride(0),
@@ -92,6 +100,7 @@ def by_block(
         slots,
         piece_heads,
         len(sizes),
+        parts,
         pieces * bins,
         lowest,
         SIZE=size,
@@ -100,7 +109,7 @@ def by_block(
     unit, line = (torch.empty(lists.numel(), dtype=torch.int32, device=device) for _ in range(2))
     pair_places[grid](
         order.indices,
-        piece_of_unit,
+        part_of_unit,
         first_unit,
         unit,
         line,
@@ -108,6 +117,7 @@ def by_block(
         heads,
         slots,
         piece_heads,
+        parts,
         SIZE=size,
     )
     every = _numbers(pieces * bins + 1, device, lowest, dtype)
@@ -118,18 +128,21 @@ def by_block(
     most = bins + piece_heads * slots * max(sizes) // length
     number = _numbers(most, device).repeat(pieces, 1)
     key = torch.searchsorted(ends, number, right=True, out_int32=True)
+    bounds = [first[i * bins : (i + 1) * bins + 1] for i in range(pieces)]
     return [
-        Order(unit, line, first[i * bins : (i + 1) * bins + 1], segment[i], key[i], length)
+        Order(unit, line, bounds[i], segment[i], key[i], length, parts * blocks)
         for i in range(pieces)
     ]
 
 
 @functools.lru_cache(maxsize=64)
-def _pieces_of_units(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The piece of every unit, int32 [U], and the first unit of every piece, int32 [pieces]."""
+def _parts_of_units(
+    sizes: tuple[int, ...], parts: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The part of every unit, counted over all pieces, and the first unit of every piece: int32."""
     count = torch.tensor(sizes)
-    piece = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(count)
-    return piece.to(device), (count.cumsum(0) - count).int().to(device)
+    part = [i * parts + torch.arange(size) * parts // size for i, size in enumerate(sizes)]
+    return torch.cat(part).int().to(device), (count.cumsum(0) - count).int().to(device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -144,7 +157,7 @@ def _numbers(
 def pair_keys(
     lists,
     first_block,
-    piece_of_unit,
+    part_of_unit,
     keys,
     count,
     unit_stride,
@@ -155,6 +168,7 @@ def pair_keys(
     slots,
     piece_heads,
     unit_pieces,
+    parts,
     bins,
     lowest,
     SIZE: tl.constexpr,
@@ -166,17 +180,18 @@ def pair_keys(
     at = unit.to(tl.int64) * unit_stride + head * head_stride + slot
     block = tl.load(lists + at, mask=inside, other=-1)
     offset = tl.load(first_block + unit * block_stride, mask=inside, other=0)
-    piece = head // piece_heads * unit_pieces
-    piece += tl.load(piece_of_unit + unit, mask=inside, other=0)
-    bin_ = (piece * piece_heads + head % piece_heads) * blocks + offset + block
+    part = tl.load(part_of_unit + unit, mask=inside, other=0)
+    piece = head // piece_heads * unit_pieces + part // parts
+    bin_ = (piece * piece_heads + head % piece_heads) * parts + part % parts
+    bin_ = bin_ * blocks + offset + block
     key = tl.where(block >= 0, bin_, bins) + lowest
     tl.store(keys + pair, key.to(keys.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def pair_places(
-    pair, piece_of_unit, first_unit, unit_of_pair, line_of_pair, count, heads, slots, piece_heads,
-    SIZE: tl.constexpr,
+    pair, part_of_unit, first_unit, unit_of_pair, line_of_pair, count, heads, slots, piece_heads,
+    parts, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Unit and line of every pair: once here, so that no kernel behind divides by variables."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -184,7 +199,7 @@ def pair_places(
     number = tl.load(pair + at, mask=inside, other=0).to(tl.int32)
     slot, head, unit = number % slots, number // slots % heads, number // (slots * heads)
     first_head = head // piece_heads * piece_heads
-    local = unit - tl.load(first_unit + tl.load(piece_of_unit + unit))
+    local = unit - tl.load(first_unit + tl.load(part_of_unit + unit) // parts)
     line = local * tl.minimum(piece_heads, heads - first_head) + head - first_head
     tl.store(unit_of_pair + at, unit, mask=inside)
     tl.store(line_of_pair + at, line * slots + slot, mask=inside)

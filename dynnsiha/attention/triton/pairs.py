@@ -54,6 +54,7 @@ def forward(
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         len(order.segment) - 1,
         problem.geometry.blocks,
+        order.spread,
         piece.first_head,
         **problem.shape,
         **tuned.launch,
@@ -86,6 +87,7 @@ def pairs_forward(
     v_h,
     bins,
     blocks,
+    spread,
     first_head,
     G: tl.constexpr,
     GP: tl.constexpr,
@@ -98,7 +100,7 @@ def pairs_forward(
     """Partial results of one segment of pairs."""
     begin, end, bin_ = segment_of(key, first, segment, tl.program_id(0), length, bins)
     if begin < end:
-        kv = bin_ // blocks + first_head
+        kv = bin_ // spread + first_head
         key_row, start, key_end, _b, _w, _t, sequence = line_of(table, bin_ % blocks)
         count = key_end - key_row
         offset = key_row - start
@@ -106,16 +108,19 @@ def pairs_forward(
         values = keys_of(v, sequence, start, offset, count, kv, v_t, v_h, BS, D, TMA)
         r = tl.arange(0, BQ * GP)
         g = r % GP
+        token = tl.load(unit_of_pair + begin + r // GP, mask=begin + r // GP < end, other=0)
         for i in range(begin, end, BQ):
             at = i + r // GP
             live = (at < end) & (g < G)
-            token = tl.load(unit_of_pair + at, mask=live, other=0)
             # Asked for early: at the end, when it is needed, nothing is left to do meanwhile.
             line = tl.load(line_of_pair + at, mask=live, other=0) * G + g
             tile = rows_of(q, token, kv * G + g, live, q_t, q_h, D)
+            seen_by = token
+            # A step ahead: what only a load waits for would take that load's place in the pipeline.
+            token = tl.load(unit_of_pair + at + BQ, mask=at + BQ < end, other=0)
             s = tl.dot(tile, tl.trans(keys))
             if DIAGONAL:
-                s = tl.where((key_row + tl.arange(0, BS))[None, :] <= token[:, None], s, -1.0e30)
+                s = tl.where((key_row + tl.arange(0, BS))[None, :] <= seen_by[:, None], s, -1.0e30)
             top = tl.max(s, 1) * scale2
             p = tl.exp2(s * scale2 - top[:, None])
             total = tl.sum(p, 1)
@@ -125,6 +130,7 @@ def pairs_forward(
                 part + (line * D)[:, None] + d[None, :],
                 o.to(part.dtype.element_ty),
                 mask=live[:, None],
+                cache_modifier=".cs",
             )
             tl.store(lse + line, top + tl.log2(total), mask=live)
 

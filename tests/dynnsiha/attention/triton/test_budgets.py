@@ -13,10 +13,11 @@ pytestmark = pytest.mark.skipif(BACKEND != "triton", reason="budgets of the Trit
 LENGTH = 700 if ON_GPU else 140
 
 BUDGETS = {
-    "pieces of one head and one block": ("problem", "_ROW_BYTES", 1),
-    "pieces of one head": ("problem", "_KEY_BYTES", 1),
-    "segments of a few rows": ("function", "_SEGMENT_ROWS", 128),
-    "parts of one block of queries": ("compressed", "_LEAST_PART", 64),
+    "pieces of one head and one block": ("problem", {"_ROW_BYTES": 1}),
+    "pieces of one head": ("problem", {"_KEY_BYTES": 1}),
+    "segments of a few rows": ("function", {"_SEGMENT_ROWS": 128}),
+    "queries gathered in many parts": ("function", {"_QUERY_BYTES": 1 << 13, "_LEAST_PAIRS": 1}),
+    "parts of one block of queries": ("compressed", {"_LEAST_PART": 64}),
 }
 
 
@@ -29,9 +30,10 @@ BUDGETS = {
 )
 @pytest.mark.parametrize("name", BUDGETS)
 def test_many_pieces_give_the_same_results(name, kind, batching, monkeypatch):
-    module, constant, value = BUDGETS[name]
+    module, values = BUDGETS[name]
     module = importlib.import_module(f"dynnsiha.attention.triton.{module}")
-    assert getattr(module, constant) > value
-    monkeypatch.setattr(module, constant, value)
+    for constant, value in values.items():
+        assert getattr(module, constant) > value
+        monkeypatch.setattr(module, constant, value)
     case = replace(kind, kv_heads=2).at(LENGTH, batching)
     assert_accurate(case.inputs(), case.config, per_branch=False)
