@@ -94,7 +94,7 @@ def keys_backward(
     keys = keys_of(k, sequence, start, offset, count, kv, k_t, k_h, BS, D, TMA)
     values = keys_of(v, sequence, start, offset, count, kv, v_t, v_h, BS, D, TMA)
     r, n, d = tl.arange(0, BQ * GP), tl.arange(0, BS), tl.arange(0, D)
-    branch = tokens.to(tl.int64) * heads
+    branch = tl.cast(tokens, tl.int64) * heads
     column = (key_row + n)[:, None]
     dk_acc = tl.zeros([BS, D], tl.float32)
     dv_acc = tl.zeros([BS, D], tl.float32)

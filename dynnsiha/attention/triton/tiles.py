@@ -423,7 +423,7 @@ def tiles_backward(
         token, some = row + r // GP, end - row
         tile = loaded_tile(q, row, some, kv, q_t, q_h, G, GP, BQ, D)
         tile_grad = loaded_tile(grad, row, some, kv, heads * D, D, G, GP, BQ, D)
-        branch = tokens.to(tl.int64) * heads
+        branch = tl.cast(tokens, tl.int64) * heads
         acc = tl.zeros([BQ * GP, D], tl.float32)
 
         if COMPRESSED:

@@ -31,8 +31,9 @@ MOST_ERROR = 0.005
 TIMES_PLAIN = {"out": 2.0, "lse": 2.0}
 """Most error in units of plain torch's; gradients may have three times as much."""
 
-_NOISE = 2e-6
-"""Absolute error of float32 sums over inputs near 1: all there is where the truth is zero."""
+_NOISE = 1e-4 if torch.cuda.is_available() else 2e-6
+"""Absolute error of sums over inputs near 1, all there is where the truth is zero: float32 in the
+interpreter; matrix units cut what they add to the bits of the largest term."""
 
 _ROUNDING = 2**-11
 """Half a unit in the last place of float16: allowed where plain torch happens to be exact."""
