@@ -35,6 +35,7 @@ Record = Mapping[str, Any]
 _VARYING = {  # columns shown only where they differ between the rows, with their headings
     "suite": "suite",
     "device": "device",
+    "gpu_index": "GPU",
     "timer": "timer",
     "dtype": "dtype",
     "batch": "batch",
@@ -54,6 +55,7 @@ _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
     "workload_id",
     "timer",
     "machine_id",
+    "gpu_uuid_hash",
     "cpu_threads",
     "torch_version",
     "git_commit",
@@ -75,7 +77,8 @@ _STAGES = "where the time goes"
 class RunDisplay:
     """Shows a run while it goes on: a progress bar on a terminal, elsewhere one line a row.
 
-    A context manager; ``run_started`` comes first and brings the prediction.
+    A context manager; ``run_started`` comes first and brings the prediction. ``lane`` names the one
+    of several lanes that something happens in.
     """
 
     def __init__(self, console: Console) -> None:
@@ -84,6 +87,7 @@ class RunDisplay:
         self._console = console
         self._total = 0
         self._ends_at = 0.0
+        self._running: dict[str, str] = {}  # what each lane does
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -116,22 +120,34 @@ class RunDisplay:
         self._ends_at = time.monotonic() + predicted_s
         self._bar.update(self._task, total=total)
 
-    def case_started(self, label: str, seconds_left: float) -> None:
+    def case_started(self, label: str, seconds_left: float, lane: str = "") -> None:
         """A case begins."""
         self._ends_at = time.monotonic() + seconds_left
-        self._bar.update(self._task, description=label)
+        self._describe(lane, label)
 
-    def stage_started(self, label: str) -> None:
+    def stage_started(self, label: str, lane: str = "") -> None:
         """The case enters a stage."""
-        self._bar.update(self._task, description=label)
+        self._describe(lane, label)
 
-    def row_finished(self, row: Record, done: int, seconds_left: float) -> None:
+    def row_finished(self, row: Record, done: int, seconds_left: float, lane: str = "") -> None:
         """A case has its row."""
         self._ends_at = time.monotonic() + seconds_left
+        self._running.pop(lane, None)
         self._bar.update(self._task, completed=done)
         if not self._console.is_terminal:
             left = f", {duration_text(seconds_left)} left" if done < self._total else ""
-            self.say(f"[{done}/{self._total}] {row_line(row)}{left}")
+            where = f"{lane}: " if lane else ""
+            self.say(f"[{done}/{self._total}] {where}{row_line(row)}{left}")
+
+    def lane_ended(self, lane: str, reason: str) -> None:
+        """A lane measures no more."""
+        self._running.pop(lane, None)
+        self.say(f"{lane} is left out: {reason}")
+
+    def _describe(self, lane: str, label: str) -> None:
+        self._running[lane] = f"{lane}: {label}" if lane else label
+        description = " | ".join(self._running[name] for name in sorted(self._running))
+        self._bar.update(self._task, description=description)
 
 
 def _time_left_column(seconds_left: Any) -> Any:

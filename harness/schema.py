@@ -62,7 +62,8 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "machine_id",
             "string",
-            "Stable hash of the hardware: rows with different ones are never joined.",
+            "Stable hash of the hardware: rows with different ones are never joined. GPUs of one "
+            "model in one host are one machine.",
         ),
         Column(
             "suite", "string", "What is measured: `attention` (q, k, v to o) or `layer` (x to y)."
@@ -290,6 +291,11 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
     ),
     "provenance": (
         Column("gpu_name", "string", "GPU model as the driver names it; null on a CPU."),
+        Column(
+            "gpu_index",
+            "int",
+            "Number of the GPU among those visible to the run, from 0, as `--gpus` takes it.",
+        ),
         Column("gpu_uuid_hash", "string", "Hash of the GPU's UUID."),
         Column("gpu_memory_bytes", "int", "Memory of the GPU.", "bytes"),
         Column("gpu_power_limit_w", "float", "Enforced power limit of the GPU.", "W"),

@@ -20,6 +20,7 @@ from dynbench.harness.case import Case
 from dynbench.harness.gate.errors import InvalidData, SettingsError
 from dynbench.harness.gate.host import Host
 from dynbench.harness.gate.publishing import Files, print_outcome, publish
+from dynbench.harness.gpus import locked, visible_gpus
 
 if TYPE_CHECKING:
     from dynbench.harness.gate.baselines import Baseline
@@ -345,11 +346,13 @@ def _measured(host: Host, asked: _Asked, saved: Baseline | None, settings: Setti
         _say(f"{new.name} {what}: {host.describe(cases)}")
         _say(f"cases: {len(cases)}, rows in {folder}")
         clock = Clock(asked.limit_s)
-        if not asked.self_check:
-            return gating.gate_rounds(
-                rounds, cases, settings, accepted=saved, clock=clock, say=_say
-            )
-        found = gating.self_check(rounds, cases, settings, clock=clock, say=_say)
+        on_gpu = any(case.device == "cuda" for case in cases)
+        with locked(visible_gpus()[:1] if on_gpu else []):
+            if not asked.self_check:
+                return gating.gate_rounds(
+                    rounds, cases, settings, accepted=saved, clock=clock, say=_say
+                )
+            found = gating.self_check(rounds, cases, settings, clock=clock, say=_say)
     for label, floor in found.floors.items():
         _say(f"noise floor {100 * floor:.2g} %: {label}")
     gating.refuse_low_thresholds(found)

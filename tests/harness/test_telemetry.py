@@ -165,6 +165,36 @@ def test_processes_that_ran_on_the_gpu_are_counted_once(monkeypatch):
     assert asked == [1_500_000]
 
 
+def planted_nvml(monkeypatch, *uuids: str):
+    """NVML with GPUs of these UUIDs, whose handles are their places."""
+    pynvml = pytest.importorskip("pynvml")
+
+    def by_uuid(uuid: str) -> int:
+        if uuid not in uuids:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuids.index(uuid)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(uuids))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", by_uuid)
+
+
+def test_telemetry_is_of_the_gpu_that_torch_means(monkeypatch):
+    planted_nvml(monkeypatch, "GPU-aa", "GPU-bb", "MIG-cc")
+    assert nvml.find_device("bb") == nvml.NvmlDevice(1)
+    assert nvml.find_device("GPU-bb") == nvml.NvmlDevice(1)
+    assert nvml.find_device("cc") == nvml.NvmlDevice(2)
+    assert nvml.find_device("dd") is None  # another card's readings would be worse than none
+    assert nvml.find_device(None) is None
+    assert nvml.host_gpus() == [nvml.NvmlDevice(index) for index in range(3)]
+
+
+def test_an_only_gpu_needs_no_uuid(monkeypatch):
+    planted_nvml(monkeypatch, "GPU-aa")
+    assert nvml.find_device(None) == nvml.find_device("bb") == nvml.NvmlDevice(0)
+
+
 def test_reason_bits():
     assert nvml.event_reasons(IDLE) == []
     assert nvml.event_reasons(POWER_CAP | 0x100) == ["sw_power_cap", "display_clocks_setting"]
