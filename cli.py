@@ -260,7 +260,7 @@ def run(
         provider_files=own,
     )
     cases = plan(wanted)
-    root = store.check_output_root(out or _default_root())
+    root = store.check_output_root(out or store.default_root())
     if dry_run:
         _print_plan(cases, options, max(len(named), 1))
         return
@@ -275,10 +275,6 @@ def run(
         )
     if report:
         _write_page([path])
-
-
-def _default_root() -> Path:
-    return Path("results/local") if Path("results").is_dir() else Path("dynbench-results")
 
 
 def _console(*, outlive_pipe: bool = False) -> Console:
@@ -398,7 +394,7 @@ def _read(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
 
 def _run_paths(names: Sequence[str]) -> list[Path]:
     """Paths of the runs named, as paths or as names under the default root; the newest if none."""
-    root = _default_root()
+    root = store.default_root()
     if not names:
         runs = store.list_runs(root)
         if not runs:
@@ -483,7 +479,7 @@ def _gate_host() -> Host:
         describe=request.describe,
         repeat_command=lambda case, words: request.repeat_command(case, (), words),
         duration_s=request.parse_duration_s,
-        default_root=_default_root,
+        default_root=store.default_root,
         run_paths=_run_paths,
         row_line=terminal.row_line,
         kernels=KERNELS,

@@ -68,6 +68,11 @@ class RunInfo:
     finished: bool  # compacted, with a row for every planned case
 
 
+def default_root() -> Path:
+    """Where runs go if nothing says so: beside the committed ones, where there are such."""
+    return Path("results/local") if Path("results").is_dir() else Path("dynbench-results")
+
+
 def check_output_root(root: str | os.PathLike[str]) -> Path:
     """Return ``root`` as a path if a run can be written under it, creating nothing.
 
