@@ -23,7 +23,7 @@ from dynbench.dashboards.text import (
     times_text,
     visible,
 )
-from dynbench.harness.schema import COLUMNS
+from dynbench.harness.schema import COLUMNS, disturbance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,7 +192,7 @@ def rows_table(
             _speedup(reference_ms, row["latency_ms"]),
             bytes_text(row["peak_memory_bytes"]),
             status=row["status"],
-            reason=row["reason"],
+            reason=row["reason"] or _disturbed(row),
         )
     return table
 
@@ -281,8 +281,14 @@ def row_line(row: Record) -> str:
     if row["latency_ms"] is not None:
         name += f": {latency_text(row)}, peak {bytes_text(row['peak_memory_bytes'])}"
     if row["status"] == "ok":
-        return name
+        disturbed = _disturbed(row)
+        return f"{name} ({disturbed})" if disturbed else name
     return f"{name}: {row['status']}: {visible(row['reason'] or '')}"
+
+
+def _disturbed(row: Record) -> str:
+    found = disturbance(row)
+    return f"disturbed, {found}" if found else ""
 
 
 def latency_text(row: Record) -> str:
@@ -361,7 +367,8 @@ def _add(
     texts = [Text(visible(cell)) for cell in (*names, *cells)]
     if status:
         line = f"{status}: {clip(visible(reason), _REASON_CHARS)}" if reason else status
-        texts.append(Text(line, style=_STATUS_STYLES.get(status, "yellow")))
+        calm = status != "ok" or not reason
+        texts.append(Text(line, style=_STATUS_STYLES.get(status, "yellow") if calm else "yellow"))
     table.add_row(*texts)
 
 

@@ -79,12 +79,19 @@ class NvmlDevice:
 
         return _read(read)
 
-    def busy_processes(self, since_s: float) -> int | None:
-        """Processes that ran on the GPU's multiprocessors after ``since_s`` (Unix time)."""
+    def other_busy_processes(self, since_s: float, own_pid: int) -> int | None:
+        """Processes but this one that ran on the multiprocessors after ``since_s`` (Unix time).
 
-        def read(nvml: Any) -> int:
+        Where NVML does not know this process by its id (a container has ids of its own), one of
+        those that ran counts as this one; None where none did.
+        """
+
+        def read(nvml: Any) -> int | None:
             samples = nvml.nvmlDeviceGetProcessUtilization(self.handle, int(since_s * 1e6))
-            return len({sample.pid for sample in samples if sample.smUtil > 0})
+            busy = {sample.pid for sample in samples if sample.smUtil > 0}
+            if own_pid in {sample.pid for sample in samples}:
+                return len(busy - {own_pid})
+            return len(busy) - 1 if busy else None
 
         return _read(read)
 

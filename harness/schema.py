@@ -332,6 +332,24 @@ _PYTHON_TYPES: dict[Kind, type[Any]] = {
 }
 
 
+MAX_OTHER_CPU_SHARE = 0.1
+"""Share of the host's CPUs that others may use while a CPU is measured, unless settings differ."""
+
+
+def disturbance(row: Mapping[str, Any], max_other_cpu_share: float = MAX_OTHER_CPU_SHARE) -> str:
+    """What else ran on the device while the row was taken; empty where nothing is known to have.
+
+    A CPU's load disturbs the rows of a CPU only.
+    """
+    others = row["other_gpu_processes"]
+    if others:
+        return f"{int(others)} other {'process' if others == 1 else 'processes'} used the GPU"
+    share = row["other_cpu_share"]
+    if row["device"] == "cpu" and share is not None and share > max_other_cpu_share:
+        return f"other processes kept {100 * share:.0f} % of the CPUs busy"
+    return ""
+
+
 def complete_row(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with every column of the schema, absent ones None.
 

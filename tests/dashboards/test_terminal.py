@@ -200,6 +200,19 @@ def test_a_run_is_quiet_unless_on_a_terminal(terminal):
         ]
 
 
+def test_disturbed_rows_are_flagged():
+    busy = row(device="cpu", other_cpu_share=0.42)
+    assert "ok: disturbed, other processes kept 42 % of the CPUs busy" in text_of(
+        rows_table(frame_of([busy]))
+    )
+    assert row_line(busy).endswith(" (disturbed, other processes kept 42 % of the CPUs busy)")
+    shared = row(device="cuda", other_gpu_processes=2, other_cpu_share=0.42)
+    assert row_line(shared).endswith(" (disturbed, 2 other processes used the GPU)")
+    for calm in (row(device="cuda", other_cpu_share=0.42), row(device="cpu", other_cpu_share=0.05)):
+        assert "disturbed" not in row_line(calm)
+        assert "disturbed" not in text_of(rows_table(frame_of([calm])))
+
+
 def test_several_lanes_are_shown_by_name():
     file = io.StringIO()
     with RunDisplay(Console(file=file, width=200, highlight=False)) as display:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from dynbench.harness.nvml import open_device
 from dynbench.harness.poison import Block, poison
 from dynbench.harness.predict import Predictor
 from dynbench.harness.run import RunOptions, run_cases
-from dynbench.harness.schema import complete_row
+from dynbench.harness.schema import complete_row, disturbance
 from dynbench.harness.store import RunWriter, read_runs
 from dynbench.harness.subject import Correctness, Subject, Unavailable, Work
 from dynbench.harness.supervisor import Supervisor
@@ -254,6 +256,31 @@ def test_the_harness_adds_nothing_to_a_kernel(wanted_ms):
     print(f"{row['latency_ms']:.5f} ms, do_bench {bench_ms:.5f} ms, ratio {ratio:.4f}")
     assert 0.5 < bench_ms / wanted_ms < 2
     assert abs(ratio - 1) <= 0.02
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_another_process_on_the_gpu_is_flagged(shared):
+    """Needs NVML's utilisation of processes, which some virtual GPUs do not offer."""
+    program = (
+        "import torch; a = torch.randn(4096, 4096, device='cuda'); b = a @ a\n"
+        "torch.cuda.synchronize(); print(flush=True)\n"
+        "while True: b = a @ a; torch.cuda.synchronize()"
+    )
+    command = [sys.executable, "-c", program if shared else "print(flush=True); input()"]
+    source = torch.randn(2048, 2048, device="cuda")
+    wanted = source @ source
+    subject = Subject(lambda: source @ source, lambda out: near(out, wanted), ONE, "matmul")
+    criterion = StoppingCriterion(precision=-1, max_samples=10**6, max_seconds=4.0)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            row = row_of(subject, "event", Limits(criterion=criterion))
+        finally:
+            other.kill()
+    if row["other_gpu_processes"] is None:
+        pytest.skip("NVML does not tell what processes use here")
+    assert bool(disturbance({**row, "device": "cuda"})) == shared
 
 
 @several_gpus
