@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dynbench import cli
+from dynbench.harness.gate.settings import Settings, read_settings
 from dynbench.harness.gpus import Gpu
 from dynbench.harness.measure import Limits, measure
 from dynbench.harness.run import RunOptions
+from dynbench.suites import request
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
 from dynbench.suites.request import repeat_command
@@ -377,6 +379,15 @@ def test_gpus_where_there_is_none(gpus, monkeypatch, capsys, tmp_path):
     (tmp_path / "sweep.toml").write_text(f"gpus = {json.dumps(gpus)}")
     assert invoke(monkeypatch, capsys, "run", "--config", "sweep.toml") == (2, "", err)
     assert not (tmp_path / "dynbench-results").exists()
+
+
+@pytest.mark.parametrize("name", ["cpu", "h100"])
+def test_the_self_checks_compare_at_least_200_cases(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    settings = read_settings(Path(__file__).parents[1] / f"results/self-check/{name}.toml")
+    assert len(plan(request.wanted_by(settings.run))) >= 200
+    assert settings.min_rounds == settings.max_rounds == Settings().min_rounds
+    assert settings.retest
 
 
 def test_several_gpus_are_predicted_to_share_the_work(monkeypatch, capsys):
