@@ -18,8 +18,9 @@ from dynbench.harness import sweep
 from dynbench.harness.case import Case
 from dynbench.harness.gpus import Gpu, visible_gpus
 from dynbench.harness.sweep import format_length, parse_floats, parse_ints
-from dynbench.suites.catalog import DEVICES
+from dynbench.suites.catalog import DEVICES, provider_info
 from dynbench.suites.plan import WINDOW, PlanOptions, Tile
+from dynbench.suites.settings import BRANCHES
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
@@ -281,6 +282,9 @@ def repeat_command(case: Case, provider_files: Sequence[Path] = (), how: Sequenc
     elif "top_n" in case.settings:
         values["top_n"] = case.settings["top_n"]
     values |= {name: case.settings[name] for name in _SPARSE_OPTIONS if name in case.settings}
+    info = provider_info(case.provider)
+    if "branches" not in values and "window" in values and info and info.branches != BRANCHES:
+        values["branches"] = ",".join(BRANCHES)  # asked for all, also those that it does not have
     if values.get("window") == 0:  # no window of 0 keys, but no sliding branch: --branches says so
         del values["window"]
     values |= {"dtype": case.dtype, "device": case.device, "timer": case.timer}

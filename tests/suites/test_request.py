@@ -229,3 +229,14 @@ def test_a_sweep_uses_the_first_gpu_unless_others_are_named(monkeypatch):
     assert used_gpus((), "cuda") == (FOUND[0],)
     assert used_gpus(FOUND[1:], "cuda") == (FOUND[1],)
     assert used_gpus((), "cpu") == ()
+
+
+def test_branches_that_a_provider_lacks_are_asked_for_again():
+    """The row is `unsupported`; without the option, other branches would be planned."""
+    branches = ("compressed", "selected", "sliding")
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("fla",), branches=branches))
+    assert "--branches compressed,selected,sliding" in repeat_command(case)
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("fla",)))
+    assert "--branches compressed,selected " in repeat_command(case)
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("nsa",)))
+    assert "--branches" not in repeat_command(case)
