@@ -25,6 +25,8 @@ from dynbench.harness.case import Case
 from dynbench.harness.gate.commands import add_commands
 from dynbench.harness.gate.errors import GateError
 from dynbench.harness.gate.host import Host
+from dynbench.harness.gpus import Gpu, GpuBusy, gpu_lane, locked
+from dynbench.harness.lanes import Lane, predicted_duration_s
 from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
 from dynbench.harness.schema import Status
@@ -99,7 +101,7 @@ def _mute_stdout() -> None:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of an exception."""
-    if isinstance(error, (UsageError, sweep.SweepError, store.OutputError)):
+    if isinstance(error, (UsageError, sweep.SweepError, store.OutputError, GpuBusy)):
         return EXIT_USAGE, str(error)
     if isinstance(error, GateError):
         return error.exit_code, str(error)
@@ -134,6 +136,7 @@ _TILE = "Queries that share a block list (R): comma list of numbers and auto."
 _PRIVATE = "Blocks that a query adds to a shared list (m): comma list."
 _DTYPE = "float32, float16 or bfloat16."
 _DEVICE = "cpu or cuda; the GPU if there is one."
+_GPUS = "all, or a comma list of numbers: share the cases out among these GPUs, one worker on each."
 _TIMER = (
     "event (default on cuda), graph (replays of a CUDA graph), proton (kernels alone) or wall "
     "(default on cpu)."
@@ -202,6 +205,7 @@ def run(
     branches: Annotated[Text, _option(_SHAPE, "--branches", _BRANCHES, "LIST")] = None,
     dtype: Annotated[Text, _option(_SHAPE, "--dtype", _DTYPE)] = None,
     device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
+    gpus: Annotated[Text, _option(_HOW, "--gpus", _GPUS, "LIST")] = None,
     timer: Annotated[Text, _option(_HOW, "--timer", _TIMER)] = None,
     timeout: Annotated[str, _option(_HOW, "--timeout", _TIMEOUT, "TIME")] = "10m",
     budget: Annotated[Text, _option(_HOW, "--budget", _BUDGET, "TIME")] = None,
@@ -230,6 +234,7 @@ def run(
         distrust=lambda case: provider_info(case.provider) is None,
         version_of=lambda case: versions.get(case.provider),
     )
+    named = request.choose_gpus(gpus, device)
     wanted = request.wanted(
         seq=seq,
         suite=suite,
@@ -250,24 +255,26 @@ def run(
         private_blocks=private_blocks,
         branches=branches,
         dtype=dtype,
-        device=device,
+        device="cuda" if named else device,
         timer=timer,
         provider_files=own,
     )
     cases = plan(wanted)
-    root = store.check_output_root(out or _default_root())
+    root = store.check_output_root(out or store.default_root())
     if dry_run:
-        _print_plan(cases, options)
+        _print_plan(cases, options, max(len(named), 1))
         return
-    path = _measure(
-        cases, options, root, resume=resume, chose_cpu=device is None and wanted.device == "cpu"
-    )
+    with locked(request.used_gpus(named, wanted.device)):
+        path = _measure(
+            cases,
+            options,
+            root,
+            named,
+            resume=resume,
+            chose_cpu=device is None and wanted.device == "cpu",
+        )
     if report:
         _write_page([path])
-
-
-def _default_root() -> Path:
-    return Path("results/local") if Path("results").is_dir() else Path("dynbench-results")
 
 
 def _console(*, outlive_pipe: bool = False) -> Console:
@@ -294,12 +301,13 @@ def _predictor(options: runner.RunOptions) -> Predictor:
     )
 
 
-def _print_plan(cases: Sequence[Case], options: runner.RunOptions) -> None:
+def _print_plan(cases: Sequence[Case], options: runner.RunOptions, lanes: int) -> None:
     predictor = _predictor(options)
     seconds = [predictor.case_seconds(case) for case in cases]
     columns = [case.columns() for case in cases]
     _console().print(terminal.plan_table(columns, seconds))
-    print(f"{len(cases)} cases, predicted: {terminal.duration_text(sum(seconds))}")
+    predicted_s = predicted_duration_s(cases, predictor.case_seconds, lanes)
+    print(f"{len(cases)} cases, predicted: {terminal.duration_text(predicted_s)}")
 
 
 def _writer(root: Path, resume: bool, quick: bool) -> store.RunWriter:
@@ -313,10 +321,17 @@ def _writer(root: Path, resume: bool, quick: bool) -> store.RunWriter:
 
 
 def _measure(
-    cases: Sequence[Case], options: runner.RunOptions, root: Path, *, resume: bool, chose_cpu: bool
+    cases: Sequence[Case],
+    options: runner.RunOptions,
+    root: Path,
+    gpus: Sequence[Gpu],
+    *,
+    resume: bool,
+    chose_cpu: bool,
 ) -> Path:
     """Run the cases into a run under ``root``, showing progress, then its rows; return its path.
 
+    ``gpus`` share the cases; without any they are measured on the device that each names.
     Ends with exit code 4 where no row is ok.
     """
     console = _console(outlive_pipe=True)
@@ -330,6 +345,7 @@ def _measure(
                 prepare=PREPARE,
                 options=options,
                 predictor=_predictor(options),
+                lanes=[gpu_lane(gpu) for gpu in gpus] or [Lane()],
                 on_event=lambda event: _show(display, event),
             )
         except KeyboardInterrupt:
@@ -355,12 +371,14 @@ def _show(display: terminal.RunDisplay, event: runner.Event) -> None:
     match event:
         case runner.RunStarted(total, already_done, predicted_s):
             display.run_started(total, already_done, predicted_s)
-        case runner.CaseStarted(case, seconds_left=seconds_left):
-            display.case_started(case.label, seconds_left)
-        case runner.StageStarted(case, stage):
-            display.stage_started(f"{case.label}: {stage}")
-        case runner.RowFinished(row=row, done=done, seconds_left=seconds_left):
-            display.row_finished(row, done, seconds_left)
+        case runner.CaseStarted(case, seconds_left=seconds_left, lane=lane):
+            display.case_started(case.label, seconds_left, lane)
+        case runner.StageStarted(case, stage, lane):
+            display.stage_started(f"{case.label}: {stage}", lane)
+        case runner.RowFinished(row=row, done=done, seconds_left=seconds_left, lane=lane):
+            display.row_finished(row, done, seconds_left, lane)
+        case runner.LaneEnded(lane, reason):
+            display.lane_ended(lane, reason)
 
 
 def _read(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
@@ -376,7 +394,7 @@ def _read(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
 
 def _run_paths(names: Sequence[str]) -> list[Path]:
     """Paths of the runs named, as paths or as names under the default root; the newest if none."""
-    root = _default_root()
+    root = store.default_root()
     if not names:
         runs = store.list_runs(root)
         if not runs:
@@ -461,7 +479,7 @@ def _gate_host() -> Host:
         describe=request.describe,
         repeat_command=lambda case, words: request.repeat_command(case, (), words),
         duration_s=request.parse_duration_s,
-        default_root=_default_root,
+        default_root=store.default_root,
         run_paths=_run_paths,
         row_line=terminal.row_line,
         kernels=KERNELS,

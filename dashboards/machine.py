@@ -19,6 +19,7 @@ from dynbench.dashboards.text import (
     percent_text,
     plain_text,
 )
+from dynbench.harness.schema import disturbance
 
 _SHOWN = 4
 
@@ -98,8 +99,20 @@ def _clocks(rows: pd.DataFrame) -> tuple[Fact, ...]:
         Fact("Slowed down", slow),
         Fact("Reasons", cell_text(listing(distinct(reasons)))),
         Fact("Load average", _span(rows["load_average"])),
+        Fact("Disturbed", _disturbed(rows)),
         Fact("Timer", _values(rows, "timer")),
     )
+
+
+def _disturbed(rows: pd.DataFrame) -> str:
+    """How many rows were taken beside other work on the device, and which work that was."""
+    names = ["device", "other_gpu_processes", "other_cpu_share"]
+    known = rows[names].astype(object).where(rows[names].notna(), None)
+    records = ({str(name): row[name] for name in names} for row in known.to_dict("records"))
+    found = [text for record in records if (text := disturbance(record))]
+    if not found:
+        return ""
+    return f"{len(found)} of {len(rows)} rows ({listing(list(dict.fromkeys(found)))})"
 
 
 def _runs(rows: pd.DataFrame) -> tuple[Fact, ...]:

@@ -23,7 +23,7 @@ from dynbench.dashboards.text import (
     times_text,
     visible,
 )
-from dynbench.harness.schema import COLUMNS
+from dynbench.harness.schema import COLUMNS, disturbance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +35,7 @@ Record = Mapping[str, Any]
 _VARYING = {  # columns shown only where they differ between the rows, with their headings
     "suite": "suite",
     "device": "device",
+    "gpu_index": "GPU",
     "timer": "timer",
     "dtype": "dtype",
     "batch": "batch",
@@ -54,6 +55,7 @@ _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
     "workload_id",
     "timer",
     "machine_id",
+    "gpu_uuid_hash",
     "cpu_threads",
     "torch_version",
     "git_commit",
@@ -75,7 +77,8 @@ _STAGES = "where the time goes"
 class RunDisplay:
     """Shows a run while it goes on: a progress bar on a terminal, elsewhere one line a row.
 
-    A context manager; ``run_started`` comes first and brings the prediction.
+    A context manager; ``run_started`` comes first and brings the prediction. ``lane`` names the one
+    of several lanes that something happens in.
     """
 
     def __init__(self, console: Console) -> None:
@@ -84,6 +87,7 @@ class RunDisplay:
         self._console = console
         self._total = 0
         self._ends_at = 0.0
+        self._running: dict[str, str] = {}  # what each lane does
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -116,22 +120,34 @@ class RunDisplay:
         self._ends_at = time.monotonic() + predicted_s
         self._bar.update(self._task, total=total)
 
-    def case_started(self, label: str, seconds_left: float) -> None:
+    def case_started(self, label: str, seconds_left: float, lane: str = "") -> None:
         """A case begins."""
         self._ends_at = time.monotonic() + seconds_left
-        self._bar.update(self._task, description=label)
+        self._describe(lane, label)
 
-    def stage_started(self, label: str) -> None:
+    def stage_started(self, label: str, lane: str = "") -> None:
         """The case enters a stage."""
-        self._bar.update(self._task, description=label)
+        self._describe(lane, label)
 
-    def row_finished(self, row: Record, done: int, seconds_left: float) -> None:
+    def row_finished(self, row: Record, done: int, seconds_left: float, lane: str = "") -> None:
         """A case has its row."""
         self._ends_at = time.monotonic() + seconds_left
+        self._running.pop(lane, None)
         self._bar.update(self._task, completed=done)
         if not self._console.is_terminal:
             left = f", {duration_text(seconds_left)} left" if done < self._total else ""
-            self.say(f"[{done}/{self._total}] {row_line(row)}{left}")
+            where = f"{lane}: " if lane else ""
+            self.say(f"[{done}/{self._total}] {where}{row_line(row)}{left}")
+
+    def lane_ended(self, lane: str, reason: str) -> None:
+        """A lane measures no more."""
+        self._running.pop(lane, None)
+        self.say(f"{lane} is left out: {reason}")
+
+    def _describe(self, lane: str, label: str) -> None:
+        self._running[lane] = f"{lane}: {label}" if lane else label
+        description = " | ".join(self._running[name] for name in sorted(self._running))
+        self._bar.update(self._task, description=description)
 
 
 def _time_left_column(seconds_left: Any) -> Any:
@@ -176,7 +192,7 @@ def rows_table(
             _speedup(reference_ms, row["latency_ms"]),
             bytes_text(row["peak_memory_bytes"]),
             status=row["status"],
-            reason=row["reason"],
+            reason=row["reason"] or _disturbed(row),
         )
     return table
 
@@ -265,8 +281,14 @@ def row_line(row: Record) -> str:
     if row["latency_ms"] is not None:
         name += f": {latency_text(row)}, peak {bytes_text(row['peak_memory_bytes'])}"
     if row["status"] == "ok":
-        return name
+        disturbed = _disturbed(row)
+        return f"{name} ({disturbed})" if disturbed else name
     return f"{name}: {row['status']}: {visible(row['reason'] or '')}"
+
+
+def _disturbed(row: Record) -> str:
+    found = disturbance(row)
+    return f"disturbed, {found}" if found else ""
 
 
 def latency_text(row: Record) -> str:
@@ -345,7 +367,8 @@ def _add(
     texts = [Text(visible(cell)) for cell in (*names, *cells)]
     if status:
         line = f"{status}: {clip(visible(reason), _REASON_CHARS)}" if reason else status
-        texts.append(Text(line, style=_STATUS_STYLES.get(status, "yellow")))
+        calm = status != "ok" or not reason
+        texts.append(Text(line, style=_STATUS_STYLES.get(status, "yellow") if calm else "yellow"))
     table.add_row(*texts)
 
 

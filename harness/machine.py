@@ -9,6 +9,7 @@ import platform
 import re
 import socket
 import subprocess
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def machine_facts(device: str) -> dict[str, Any]:
     facts["torch_version"] = str(torch.__version__)
     facts["cuda_version"] = torch.version.cuda
     facts["cpu_threads"] = torch.get_num_threads()
+    twins: list[str] = []
     if device == "cuda" and torch.cuda.is_available():
         facts.update(_gpu_facts())
-    facts["machine_id"] = _machine_id(facts)
+        twins = _twins()
+    facts["machine_id"] = _machine_id(facts, twins)
     return facts
 
 
@@ -133,17 +136,36 @@ def _gpu_facts() -> dict[str, Any]:
     uuid = (nvml.uuid() if nvml else None) or getattr(properties, "uuid", None)
     return {
         "gpu_name": properties.name,
-        "gpu_uuid_hash": _hash(str(uuid).removeprefix("GPU-")) if uuid else None,
+        "gpu_index": index,
+        "gpu_uuid_hash": uuid_hash(str(uuid)) if uuid else None,
         "gpu_memory_bytes": properties.total_memory,
         "gpu_power_limit_w": nvml.power_limit_w() if nvml else None,
         "driver_version": nvml.driver_version() if nvml else None,
     }
 
 
-def _machine_id(facts: dict[str, Any]) -> str:
-    """Hash of the hardware. Memory counts in whole GiB: kernels differ in what they keep."""
+def _twins() -> list[str]:
+    """Hashes of the UUIDs of the GPUs in the host that are of this one's model."""
+    import torch
+
+    from dynbench.harness.nvml import host_gpus, open_device
+
+    nvml = open_device(torch.cuda.current_device())
+    name = nvml.name() if nvml else None
+    uuids = [gpu.uuid() for gpu in host_gpus() if name and gpu.name() == name]
+    return [uuid_hash(uuid) for uuid in uuids if uuid]
+
+
+def _machine_id(facts: dict[str, Any], twins: Collection[str] = ()) -> str:
+    """Hash of the hardware. Memory counts in whole GiB: kernels differ in what they keep.
+
+    ``twins`` are hashes of the UUIDs of all GPUs of this model in the host. They make one machine,
+    named after the first of them: a sweep over several of them must not fall apart.
+    """
     memory_gib = round((facts["host_memory_bytes"] or 0) / GIB)
-    gpu = [facts.get(name) for name in ("gpu_name", "gpu_uuid_hash", "gpu_memory_bytes")]
+    own = facts.get("gpu_uuid_hash")
+    card = min([*twins, *([own] if own else [])], default=None)
+    gpu = [facts.get("gpu_name"), card, facts.get("gpu_memory_bytes")]
     return _hash(json.dumps([facts["cpu_name"], os.cpu_count(), memory_gib, *gpu]))
 
 
@@ -199,6 +221,11 @@ def _read_text(path: Path) -> str:
 def _read_int(path: Path) -> int | None:
     text = _read_text(path).strip()
     return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def uuid_hash(uuid: str) -> str:
+    """Hash of a GPU's UUID, which NVML writes with a prefix and torch without."""
+    return _hash(uuid.removeprefix("GPU-"))
 
 
 def _hash(text: str) -> str:

@@ -39,6 +39,10 @@ class NvmlDevice:
         """The GPU's UUID, ``GPU-...``."""
         return _read(lambda nvml: _text(nvml.nvmlDeviceGetUUID(self.handle)))
 
+    def name(self) -> str | None:
+        """The GPU's model."""
+        return _read(lambda nvml: _text(nvml.nvmlDeviceGetName(self.handle)))
+
     def driver_version(self) -> str | None:
         """Version of the NVIDIA driver."""
         return _read(lambda nvml: _text(nvml.nvmlSystemGetDriverVersion()))
@@ -75,12 +79,19 @@ class NvmlDevice:
 
         return _read(read)
 
-    def busy_processes(self, since_s: float) -> int | None:
-        """Processes that ran on the GPU's multiprocessors after ``since_s`` (Unix time)."""
+    def other_busy_processes(self, since_s: float, own_pid: int) -> int | None:
+        """Processes but this one that ran on the multiprocessors after ``since_s`` (Unix time).
 
-        def read(nvml: Any) -> int:
+        Where NVML does not know this process by its id (a container has ids of its own), one of
+        those that ran counts as this one; None where none did.
+        """
+
+        def read(nvml: Any) -> int | None:
             samples = nvml.nvmlDeviceGetProcessUtilization(self.handle, int(since_s * 1e6))
-            return len({sample.pid for sample in samples if sample.smUtil > 0})
+            busy = {sample.pid for sample in samples if sample.smUtil > 0}
+            if own_pid in {sample.pid for sample in samples}:
+                return len(busy - {own_pid})
+            return len(busy) - 1 if busy else None
 
         return _read(read)
 
@@ -104,12 +115,17 @@ def open_device(index: int = 0) -> NvmlDevice | None:
     """The GPU that torch calls ``cuda:index``, or None without NVML.
 
     torch and NVML number devices differently (CUDA_VISIBLE_DEVICES counts for one only), so the
-    device is found by its UUID, and by its index only where that fails. Starts CUDA in torch.
+    device is found by its UUID; where that fails, it is the host's only one, or unknown: another
+    card's readings would be worse than none. Starts CUDA in torch.
     """
     import torch
 
     properties = torch.cuda.get_device_properties(index)
-    uuid = getattr(properties, "uuid", None)
+    return find_device(getattr(properties, "uuid", None))
+
+
+def find_device(uuid: object | None) -> NvmlDevice | None:
+    """The GPU of this UUID (with or without its prefix), or the only one; None without NVML."""
 
     def find(nvml: Any) -> NvmlDevice:
         nvml.nvmlInit()  # counted: calling it again is fine
@@ -120,9 +136,22 @@ def open_device(index: int = 0) -> NvmlDevice | None:
                     return NvmlDevice(nvml.nvmlDeviceGetHandleByUUID(name))
                 except nvml.NVMLError:
                     continue
-        return NvmlDevice(nvml.nvmlDeviceGetHandleByIndex(index))
+        if nvml.nvmlDeviceGetCount() != 1:
+            raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
+        return NvmlDevice(nvml.nvmlDeviceGetHandleByIndex(0))
 
     return _read(find)
+
+
+def host_gpus() -> list[NvmlDevice]:
+    """All GPUs of the host, whatever CUDA_VISIBLE_DEVICES says; none without NVML."""
+
+    def find(nvml: Any) -> list[NvmlDevice]:
+        nvml.nvmlInit()
+        count = nvml.nvmlDeviceGetCount()
+        return [NvmlDevice(nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)]
+
+    return _read(find) or []
 
 
 def event_reasons(bits: int) -> list[str]:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import shlex
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +15,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dynbench.harness.case import Case
+from dynbench.harness.lanes import Lane, WorkQueue, duration_s, homes_of
 from dynbench.harness.predict import Predictor
 from dynbench.harness.schema import Status
 from dynbench.harness.store import RunWriter
-from dynbench.harness.supervisor import Supervisor
+from dynbench.harness.supervisor import Stopped, Supervisor
 from dynbench.harness.telemetry import load_average
 
 _IDENTITY = frozenset(
@@ -61,13 +64,17 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class CaseStarted:
-    """A case begins; ``index`` counts from 0, ``seconds_left`` is for all that is left."""
+    """A case begins; ``index`` counts from 0, ``seconds_left`` is for all that is left.
+
+    ``lane`` is the name of the one that measures it, empty where there is only one.
+    """
 
     case: Case
     index: int
     total: int
     predicted_s: float
     seconds_left: float
+    lane: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class StageStarted:
 
     case: Case
     stage: str
+    lane: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,18 @@ class RowFinished:
     total: int
     wall_s: float
     seconds_left: float
+    lane: str = ""
 
 
-Event = RunStarted | CaseStarted | StageStarted | RowFinished
+@dataclass(frozen=True)
+class LaneEnded:
+    """A lane can start no worker, for this reason; the others measure what was its own."""
+
+    lane: str
+    reason: str
+
+
+Event = RunStarted | CaseStarted | StageStarted | RowFinished | LaneEnded
 
 
 @dataclass
@@ -109,14 +126,18 @@ def run_cases(
     prepare: str,
     options: RunOptions,
     predictor: Predictor,
+    lanes: Sequence[Lane] = (Lane(),),
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> RunSummary:
-    """Measure ``cases`` in the order given and write one row for each; compact the run at the end.
+    """Measure ``cases`` and write one row for each; compact the run at the end, in their order.
+
+    One lane measures them in the order given. Several (each names itself) measure side by side, all
+    cases of a workload in one of them; events then come from their threads, one at a time.
 
     ``prepare`` is a dotted path such as ``dynbench.suites.prepare:prepare``, called in the worker
     as ``prepare(case, provider_files) -> Subject``. Cases that the run has a row for already are
     passed over (so the same call starts and resumes), repeated cases are measured once. On Ctrl-C
-    the worker is killed, finished rows are compacted, and KeyboardInterrupt is raised again.
+    the workers are killed, finished rows are compacted, and KeyboardInterrupt is raised again.
     Raises OutputError where a row cannot be written.
     """
     unique = {case.case_id: case for case in cases}
@@ -128,26 +149,34 @@ def run_cases(
     }
     todo = [case for case_id, case in unique.items() if case_id not in done]
     writer.note(planned_cases=len(unique))
-    run = _Run(todo, writer, prepare, options, predictor, on_event)
+    queue = WorkQueue(
+        todo,
+        lanes,
+        predictor.case_seconds,
+        longest_first=options.budget_s is None,
+        homes=homes_of(rows.values()),
+    )
+    run = _Run(queue, lanes, writer, prepare, options, predictor, on_event)
     run.summary.already_done = len(done)
     try:
         run.all()
     except KeyboardInterrupt:
-        run.finish()
+        run.finish(list(unique))
         raise
     except BaseException:
         writer.close()  # rows stay in the journal
         raise
-    run.finish()
+    run.finish(list(unique))
     return run.summary
 
 
 class _Run:
-    """The state of one call of ``run_cases``."""
+    """The state of one call of ``run_cases``. Lanes share it: what they touch is under the lock."""
 
     def __init__(
         self,
-        todo: list[Case],
+        queue: WorkQueue,
+        lanes: Sequence[Lane],
         writer: RunWriter,
         prepare: str,
         options: RunOptions,
@@ -155,64 +184,145 @@ class _Run:
         on_event: Callable[[Event], None],
     ) -> None:
         self.summary = RunSummary()
-        self._todo = todo
+        self._queue = queue
+        self._lanes = lanes
         self._writer = writer
+        self._prepare = prepare
         self._options = options
         self._predictor = predictor
         self._on_event = on_event
-        self._case: Case | None = None
+        self._total = sum(map(len, queue.waiting()))
+        self._started = 0
+        self._taken: dict[str, list[Case]] = {}  # by lane, the running case first
+        self._active = len(lanes)
+        self._ceilings: dict[str, dict[str, list[float]]] = {}
         self._began = time.monotonic()
-        self._supervisor = Supervisor(
-            prepare,
-            provider_files=options.provider_files,
-            quick=options.quick,
-            stages=options.stages,
-            isolate=options.isolate,
-            distrust=options.distrust,
-            on_stage=self._tell_stage,
-        )
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
 
     def all(self) -> None:
         """Deal with every case."""
-        total = len(self._todo)
-        predicted_s = self._predictor.total_seconds(self._todo)
-        self._on_event(RunStarted(total, self.summary.already_done, predicted_s))
-        with self._supervisor:
-            for index in range(total):
-                self._one(index)
+        self._on_event(RunStarted(self._total, self.summary.already_done, self._predicted_s()))
+        if len(self._lanes) == 1:
+            self._measure_in(self._lanes[0])
+        else:
+            self._measure_side_by_side()
         self.summary.wall_s = self._elapsed_s()
 
-    def finish(self) -> None:
+    def finish(self, order: Sequence[str]) -> None:
         """Note what the whole run found, and compact it."""
-        if any(self._supervisor.ceilings.values()):
-            self._writer.note(ceilings=self._supervisor.ceilings)
-        self._writer.finish()
+        if any(self._ceilings.values()):
+            self._writer.note(ceilings=self._ceilings)
+        self._writer.finish(order)
 
-    def _one(self, index: int) -> None:
-        case = self._todo[index]
-        machine = self._supervisor.machine(case.device)  # starts the first worker
-        predicted_s = self._predictor.case_seconds(case)
+    def _measure_side_by_side(self) -> None:
+        """Each lane in a thread of its own: a worker dies with the thread that started it."""
+        threads = [threading.Thread(target=self._try_lane, args=(lane,)) for lane in self._lanes]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:  # Ctrl-C comes to this thread alone
+            self._stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _try_lane(self, lane: Lane) -> None:
+        try:
+            self._measure_in(lane)
+        except Stopped:
+            pass
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+                self._stop.set()
+
+    def _measure_in(self, lane: Lane) -> None:
+        """Measure what the lane takes from the queue, until nothing is left for it."""
+        with self._supervisor(lane) as supervisor:
+            try:
+                while cases := self._take(lane):
+                    while cases and not self._stop.is_set():
+                        if self._gives_up(lane, supervisor, cases[0].device):
+                            return
+                        self._one(lane, supervisor, cases)
+            finally:
+                for device, ceilings in supervisor.ceilings.items():
+                    self._ceilings.setdefault(device, ceilings)
+
+    def _supervisor(self, lane: Lane) -> Supervisor:
+        return Supervisor(
+            self._prepare,
+            provider_files=self._options.provider_files,
+            quick=self._options.quick,
+            stages=self._options.stages,
+            isolate=self._options.isolate,
+            distrust=self._options.distrust,
+            environment=lane.environment,
+            on_stage=lambda stage: self._tell_stage(lane, stage),
+            stopped=self._stop.is_set,
+        )
+
+    def _take(self, lane: Lane) -> list[Case]:
+        with self._lock:
+            cases = [] if self._stop.is_set() else self._queue.take(lane)
+            self._taken[lane.name] = cases
+            self._active -= not cases
+            return cases
+
+    def _gives_up(self, lane: Lane, supervisor: Supervisor, device: str) -> bool:
+        """Whether the lane can start no worker and leaves its cases to others.
+
+        The last lane does not: its cases need rows that say why.
+        """
+        supervisor.machine(device)  # starts the first worker
+        reason = supervisor.start_failure(device)
+        with self._lock:
+            if not reason or self._active < 2:
+                return False
+            self._active -= 1
+            self._queue.give_back(self._taken.pop(lane.name), lane)
+            self._on_event(LaneEnded(lane.name, reason))
+            return True
+
+    def _one(self, lane: Lane, supervisor: Supervisor, cases: list[Case]) -> None:
+        """Deal with the first of the cases, and take it from them."""
+        case = cases[0]
+        machine = {**supervisor.machine(case.device), **lane.columns}
+        name = lane.name if len(self._lanes) > 1 else ""
         began = time.monotonic()
-        identity = identity_columns(case, self._options)
-        reason = self._over_budget(predicted_s)
+        with self._lock:
+            predicted_s = self._predictor.case_seconds(case)
+            index, self._started = self._started, self._started + 1
+            reason = self._over_budget(predicted_s)
+            if not reason:
+                left_s = self._seconds_left()
+                started = CaseStarted(case, index, self._total, predicted_s, left_s, name)
+                self._on_event(started)
+        identity = identity_columns(case, self._options, lane.words)
         if reason:
             columns = {**machine, "status": Status.SKIPPED, "reason": reason}
         else:
-            self._case = case
-            left_s = self._seconds_left(index)
-            self._on_event(CaseStarted(case, index, len(self._todo), predicted_s, left_s))
-            columns = self._measure(case)
-        row = self._writer.append({**identity, **without_identity(columns)})
-        wall_s = time.monotonic() - began
-        self._predictor.observe(case, row, None if reason else wall_s)
-        status = row["status"]
-        self.summary.counts[status] = self.summary.counts.get(status, 0) + 1
-        left_s = self._seconds_left(index + 1)
-        self._on_event(RowFinished(case, row, index + 1, len(self._todo), wall_s, left_s))
+            columns = {**self._measure(supervisor, case), **lane.columns}
+        with self._lock:
+            row = self._writer.append({**identity, **without_identity(columns)})
+            wall_s = time.monotonic() - began
+            self._predictor.observe(case, row, None if reason else wall_s)
+            status = row["status"]
+            self.summary.counts[status] = self.summary.counts.get(status, 0) + 1
+            done = sum(self.summary.counts.values())
+            cases.pop(0)
+            left_s = self._seconds_left()
+            self._on_event(RowFinished(case, row, done, self._total, wall_s, left_s, name))
 
-    def _measure(self, case: Case) -> dict[str, Any]:
+    def _measure(self, supervisor: Supervisor, case: Case) -> dict[str, Any]:
         limit_s = self._limit_s()
-        columns = self._supervisor.measure(case, limit_s)
+        columns = supervisor.measure(case, limit_s)
         if columns["status"] == Status.TIMEOUT and limit_s < self._options.timeout_s:
             reason = f"the budget of {self._options.budget_s:.0f} s ended while it ran"
             return {**columns, "status": Status.SKIPPED, "reason": reason}
@@ -236,8 +346,13 @@ class _Run:
             return self._options.timeout_s
         return min(self._options.timeout_s, max(budget_s - self._elapsed_s(), 1.0))
 
-    def _seconds_left(self, index: int) -> float:
-        left_s = self._predictor.total_seconds(self._todo[index:])
+    def _predicted_s(self) -> float:
+        """For all cases that have no row, those that run included."""
+        groups = [*self._queue.waiting(), *self._taken.values()]
+        return duration_s(map(self._predictor.total_seconds, groups), len(self._lanes))
+
+    def _seconds_left(self) -> float:
+        left_s = self._predicted_s()
         if self._options.budget_s is not None:
             left_s = min(left_s, max(self._options.budget_s - self._elapsed_s(), 0.0))
         return left_s
@@ -245,9 +360,12 @@ class _Run:
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._began
 
-    def _tell_stage(self, stage: str) -> None:
-        if self._case is not None:
-            self._on_event(StageStarted(self._case, stage))
+    def _tell_stage(self, lane: Lane, stage: str) -> None:
+        with self._lock:
+            cases = self._taken.get(lane.name)
+            if cases:
+                name = lane.name if len(self._lanes) > 1 else ""
+                self._on_event(StageStarted(cases[0], stage, name))
 
 
 def _is_current(row: Mapping[str, Any], version: str | None) -> bool:
@@ -255,14 +373,18 @@ def _is_current(row: Mapping[str, Any], version: str | None) -> bool:
     return version is None or (row["provider_version"] or "").startswith(version)
 
 
-def identity_columns(case: Case, options: RunOptions) -> dict[str, Any]:
-    """Columns of a row that begins now: what the case decides, when, and how to repeat it."""
+def identity_columns(case: Case, options: RunOptions, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Columns of a row that begins now: what the case decides, when, and how to repeat it.
+
+    ``words`` are added to the command that repeats it.
+    """
+    command = options.command_for(case) if options.command_for else None
     return {
         **case.columns(),
         "provider_version": options.version_of(case),
         "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "load_average": load_average(),
-        "command": options.command_for(case) if options.command_for else None,
+        "command": f"{command} {shlex.join(words)}" if command and words else command,
     }
 
 

@@ -62,7 +62,8 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "machine_id",
             "string",
-            "Stable hash of the hardware: rows with different ones are never joined.",
+            "Stable hash of the hardware: rows with different ones are never joined. GPUs of one "
+            "model in one host are one machine.",
         ),
         Column(
             "suite", "string", "What is measured: `attention` (q, k, v to o) or `layer` (x to y)."
@@ -290,6 +291,11 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
     ),
     "provenance": (
         Column("gpu_name", "string", "GPU model as the driver names it; null on a CPU."),
+        Column(
+            "gpu_index",
+            "int",
+            "Number of the GPU among those visible to the run, from 0, as `--gpus` takes it.",
+        ),
         Column("gpu_uuid_hash", "string", "Hash of the GPU's UUID."),
         Column("gpu_memory_bytes", "int", "Memory of the GPU.", "bytes"),
         Column("gpu_power_limit_w", "float", "Enforced power limit of the GPU.", "W"),
@@ -324,6 +330,24 @@ _PYTHON_TYPES: dict[Kind, type[Any]] = {
     "floats": list,
     "strings": list,
 }
+
+
+MAX_OTHER_CPU_SHARE = 0.1
+"""Share of the host's CPUs that others may use while a CPU is measured, unless settings differ."""
+
+
+def disturbance(row: Mapping[str, Any], max_other_cpu_share: float = MAX_OTHER_CPU_SHARE) -> str:
+    """What else ran on the device while the row was taken; empty where nothing is known to have.
+
+    A CPU's load disturbs the rows of a CPU only.
+    """
+    others = row["other_gpu_processes"]
+    if others:
+        return f"{int(others)} other {'process' if others == 1 else 'processes'} used the GPU"
+    share = row["other_cpu_share"]
+    if row["device"] == "cpu" and share is not None and share > max_other_cpu_share:
+        return f"other processes kept {100 * share:.0f} % of the CPUs busy"
+    return ""
 
 
 def complete_row(values: Mapping[str, Any]) -> dict[str, Any]:

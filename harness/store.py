@@ -68,6 +68,11 @@ class RunInfo:
     finished: bool  # compacted, with a row for every planned case
 
 
+def default_root() -> Path:
+    """Where runs go if nothing says so: beside the committed ones, where there are such."""
+    return Path("results/local") if Path("results").is_dir() else Path("dynbench-results")
+
+
 def check_output_root(root: str | os.PathLike[str]) -> Path:
     """Return ``root`` as a path if a run can be written under it, creating nothing.
 
@@ -188,9 +193,10 @@ class RunWriter:
             raise OutputError(_refused(self.path, error)) from error
         return completed
 
-    def finish(self) -> Path:
+    def finish(self, order: Sequence[str] = ()) -> Path:
         """Compact the run into ``rows.parquet``, close it and return that path.
 
+        Rows stand in the ``order`` of these case ids, behind all others, which keep their own.
         Without a journal the parquet file is complete already and stays as it is, so calling this
         twice is fine. Raises OutputError if the disk refuses; the journal is kept then.
         """
@@ -200,7 +206,10 @@ class RunWriter:
             self._journal = None
         try:
             if journal.exists() or not parquet.exists():
-                write_parquet(_run_rows(self.path)[0], parquet)
+                places = {case_id: place for place, case_id in enumerate(order)}
+                rows = _run_rows(self.path)[0]
+                rows.sort(key=lambda row: places.get(row["case_id"], -1))
+                write_parquet(rows, parquet)
                 journal.unlink(missing_ok=True)
                 sync_folder(self.path)
         except (OSError, StoreError) as error:

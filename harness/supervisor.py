@@ -55,11 +55,24 @@ class WorkerTooSlow(Exception):
         self.last_words = last_words
 
 
-class WorkerProcess:
-    """One worker: its process (leader of a session of its own), its two pipes and its log."""
+class Stopped(Exception):
+    """This side gave up waiting, since the whole run is to end."""
 
-    def __init__(self, device: str, environment: Mapping[str, str] | None = None) -> None:
+
+class WorkerProcess:
+    """One worker: its process (leader of a session of its own), its two pipes and its log.
+
+    Whatever waits for it raises Stopped once ``stopped`` says so.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        environment: Mapping[str, str] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.device = device
+        self._stopped = stopped
         self.stage = ""
         self.machine: dict[str, Any] = {}
         self._buffer = b""
@@ -147,6 +160,8 @@ class WorkerProcess:
                 last_words = self._last_words()
                 self.kill()
                 raise WorkerTooSlow(self.stage, last_words)
+            elif self._stopped():
+                raise Stopped
             else:
                 wait_s = min(_POLL_S, max(deadline - time.monotonic(), 0.0))
                 select.select([self._replies], [], [], wait_s)
@@ -193,7 +208,8 @@ class WorkerProcess:
 class Supervisor:
     """Measures cases in workers; every case gives columns, whatever happens.
 
-    A worker dies with the thread that started it, so use one supervisor from one thread only.
+    A worker dies with the thread that started it, so use one supervisor from one thread only. What
+    another thread can do is make ``stopped`` true: then the call that waits raises Stopped.
 
     ``prepare`` is the dotted path of the suite's function, ``provider_files`` go to it as they are,
     ``quick`` takes fewer samples, ``stages`` records the stages of each call as well, ``isolate``
@@ -214,6 +230,7 @@ class Supervisor:
         distrust: Callable[[Case], bool] = lambda case: False,
         environment: Mapping[str, str] | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.ceilings: dict[str, dict[str, list[float]]] = {}
         self._request = {
@@ -226,6 +243,7 @@ class Supervisor:
         self._distrust = distrust
         self._environment = environment
         self._on_stage = on_stage
+        self._stopped = stopped
         self._worker: WorkerProcess | None = None
         self._machines: dict[str, dict[str, Any]] = {}
         self._start_failures: dict[str, dict[str, Any]] = {}
@@ -257,8 +275,13 @@ class Supervisor:
             self._ready_worker(device)
         return self._machines.get(device) or host_facts()
 
+    def start_failure(self, device: str) -> str:
+        """Why no worker can be started on ``device``; empty as long as one could be."""
+        failure = self._start_failures.get(device)
+        return "" if failure is None else str(failure["reason"])
+
     def measure(self, case: Case, limit_s: float) -> dict[str, Any]:
-        """Columns of the case's row: of any status, never an exception.
+        """Columns of the case's row: of any status, no exception but Stopped.
 
         ``limit_s`` limits the case, a worker's start not counted.
         """
@@ -304,7 +327,7 @@ class Supervisor:
 
     def _start(self, device: str) -> None:
         for attempt in range(_START_ATTEMPTS):
-            worker = WorkerProcess(device, self._environment)
+            worker = WorkerProcess(device, self._environment, self._stopped)
             self._worker = worker  # before waiting: Ctrl-C must find it
             try:
                 worker.wait_ready()

@@ -73,9 +73,8 @@ class Telemetry:
         self._readings.append(self._look())
         self._other_cpu_share = self._load.others_share()
         since_s = self._began_s + _UTILIZATION_PERIOD_S
-        busy = self._nvml.busy_processes(since_s) if self._nvml else None
-        # one of them is this one, whose id a container may have changed
-        self._other_gpu_processes = busy - 1 if busy else None
+        if self._nvml is not None:
+            self._other_gpu_processes = self._nvml.other_busy_processes(since_s, os.getpid())
 
     def columns(self, starts_s: list[float], durations_s: list[float]) -> dict[str, Any]:
         """The telemetry columns for samples that began then and took so long.

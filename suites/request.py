@@ -16,9 +16,11 @@ from typing import Any
 
 from dynbench.harness import sweep
 from dynbench.harness.case import Case
+from dynbench.harness.gpus import Gpu, visible_gpus
 from dynbench.harness.sweep import format_length, parse_floats, parse_ints
-from dynbench.suites.catalog import DEVICES
+from dynbench.suites.catalog import DEVICES, provider_info
 from dynbench.suites.plan import WINDOW, PlanOptions, Tile
+from dynbench.suites.settings import BRANCHES
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
@@ -82,6 +84,37 @@ def choose_device(wanted: str | None) -> str:
     if wanted == "cuda" and not found:
         raise UsageError("--device cuda: torch finds no GPU here (dynbench doctor says more)")
     return "cuda" if found else "cpu"
+
+
+def choose_gpus(text: str | None, device: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that ``--gpus`` names, as ``all`` or by number; none where it was not given.
+
+    Raises UsageError where there is no GPU, for a number that no GPU has, and beside ``--device
+    cpu``; SweepError for what is no list of numbers.
+    """
+    if text is None:
+        return ()
+    if device == "cpu":
+        raise UsageError(f"--gpus {text}: excludes --device cpu; leave one of them out")
+    found = visible_gpus()
+    if not found:
+        raise UsageError(
+            f"--gpus {text}: torch finds no GPU here; leave it out to measure on the CPU (dynbench "
+            "doctor says more)"
+        )
+    if text.strip() == "all":
+        return tuple(found)
+    numbers = parse_ints(text, name="--gpus", example="0,1 or all")
+    for number in numbers:
+        if number >= len(found):
+            there = f"GPUs 0 to {len(found) - 1} are" if len(found) > 1 else "only GPU 0 is"
+            raise UsageError(f"--gpus {text}: no GPU {number}, {there} here; name those, or all")
+    return tuple(found[number] for number in numbers)
+
+
+def used_gpus(named: Sequence[Gpu], device: str) -> tuple[Gpu, ...]:
+    """The GPUs that a sweep on ``device`` measures on: those named, else torch's first one."""
+    return tuple(named) if named or device != "cuda" else tuple(visible_gpus()[:1])
 
 
 def choose_shapes(
@@ -249,6 +282,9 @@ def repeat_command(case: Case, provider_files: Sequence[Path] = (), how: Sequenc
     elif "top_n" in case.settings:
         values["top_n"] = case.settings["top_n"]
     values |= {name: case.settings[name] for name in _SPARSE_OPTIONS if name in case.settings}
+    info = provider_info(case.provider)
+    if "branches" not in values and "window" in values and info and info.branches != BRANCHES:
+        values["branches"] = ",".join(BRANCHES)  # asked for all, also those that it does not have
     if values.get("window") == 0:  # no window of 0 keys, but no sliding branch: --branches says so
         del values["window"]
     values |= {"dtype": case.dtype, "device": case.device, "timer": case.timer}

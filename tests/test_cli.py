@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dynbench import cli
+from dynbench.harness.gate.settings import Settings, read_settings
+from dynbench.harness.gpus import Gpu
 from dynbench.harness.measure import Limits, measure
 from dynbench.harness.run import RunOptions
+from dynbench.suites import request
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
 from dynbench.suites.request import repeat_command
@@ -363,6 +366,43 @@ def test_an_encoding_without_the_signs_ends_nothing(inside):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "1.00?" in done.stdout
+
+
+@pytest.mark.parametrize("gpus", ["0", "all", "0,1"])
+def test_gpus_where_there_is_none(gpus, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, err = invoke(monkeypatch, capsys, "run", "--seq", "128", "--gpus", gpus)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"dynbench: --gpus {gpus}: torch finds no GPU here; ")
+    assert err.count("\n") == 1
+    (tmp_path / "sweep.toml").write_text(f"gpus = {json.dumps(gpus)}")
+    assert invoke(monkeypatch, capsys, "run", "--config", "sweep.toml") == (2, "", err)
+    assert not (tmp_path / "dynbench-results").exists()
+
+
+@pytest.mark.parametrize("name", ["cpu", "h100"])
+def test_the_self_checks_compare_at_least_200_cases(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    settings = read_settings(Path(__file__).parents[1] / f"results/self-check/{name}.toml")
+    assert len(plan(request.wanted_by(settings.run))) >= 200
+    assert settings.min_rounds == settings.max_rounds == Settings().min_rounds
+    assert settings.retest
+
+
+def test_several_gpus_are_predicted_to_share_the_work(monkeypatch, capsys):
+    found = [Gpu(index, "planted", None) for index in range(2)]
+    monkeypatch.setattr("dynbench.suites.request.visible_gpus", lambda: found)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    seconds = []
+    for gpus in ("1", "all"):
+        arguments = ("run", "--seq", "8k,10k", "--providers", "sdpa", "--gpus", gpus, "--dry-run")
+        code, out, _ = invoke(monkeypatch, capsys, *arguments)
+        assert code == 0
+        match = re.search(r"^4 cases, predicted: (\d+) s$", out, re.MULTILINE)
+        assert match is not None, out
+        seconds.append(int(match[1]))
+    assert seconds[1] < 0.6 * seconds[0]
 
 
 def test_quick_cases_are_predicted_by_the_limits_they_run_under():

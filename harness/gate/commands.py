@@ -20,11 +20,13 @@ from dynbench.harness.case import Case
 from dynbench.harness.gate.errors import InvalidData, SettingsError
 from dynbench.harness.gate.host import Host
 from dynbench.harness.gate.publishing import Files, print_outcome, publish
+from dynbench.harness.gpus import locked, visible_gpus
 
 if TYPE_CHECKING:
     from dynbench.harness.gate.baselines import Baseline
     from dynbench.harness.gate.outcome import Outcome
     from dynbench.harness.gate.rounds import Progress, Rounds
+    from dynbench.harness.gate.selfcheck import SelfCheck
     from dynbench.harness.gate.settings import Settings
 
 
@@ -123,6 +125,7 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         if compile_:
             _compiled(host, baseline, candidate, kernels, case or [], settings, files, save=save)
         measuring = rev is not None or self_check
+        check: SelfCheck | None = None
         if candidate is not None and measuring:
             raise SettingsError(
                 "--candidate is of stored rows: leave it out with --rev and --self-check"
@@ -134,7 +137,7 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         if measuring:
             saved = None if baseline is None else _find(host, baseline)
             asked = _Asked(rev, self_check, tuple(case or ()), limit_s, out, resume)
-            outcome = _measured(host, asked, saved, settings)
+            outcome, check = _measured(host, asked, saved, settings)
         else:
             saved, outcome = _stored(host, baseline, candidate, settings, case or [])
         if accept is not None and day is not None and saved is not None:
@@ -143,6 +146,10 @@ def add_commands(app: typer.Typer, host: Host) -> None:
             outcome, entry = gating.accept(saved, outcome, accept, reason, day)
             _say(f"accepted in {saved.path}: {entry['label']} until {entry['until']}")
         publish(outcome, files, host.print_verdicts)
+        if check is not None:
+            from dynbench.harness.gate.selfcheck import refuse_low_thresholds
+
+            refuse_low_thresholds(check)
         raise typer.Exit(outcome.exit_code)
 
     @app.command(help="Compare two runs, baselines or sets of rows, case by case, for people.")
@@ -327,11 +334,14 @@ class _Asked:
         return self.out or Path("results/gates" if Path("results").is_dir() else "dynbench-gates")
 
 
-def _measured(host: Host, asked: _Asked, saved: Baseline | None, settings: Settings) -> Outcome:
+def _measured(
+    host: Host, asked: _Asked, saved: Baseline | None, settings: Settings
+) -> tuple[Outcome, SelfCheck | None]:
     """Measure two versions in rounds, or one against itself."""
     from dynbench.harness.gate import gating
     from dynbench.harness.gate.revision import versions
     from dynbench.harness.gate.rounds import Clock, gate_folder_for
+    from dynbench.harness.gate.selfcheck import self_check
 
     with versions(Path.cwd(), asked.rev, host.package, against_itself=asked.self_check) as (
         old,
@@ -345,15 +355,17 @@ def _measured(host: Host, asked: _Asked, saved: Baseline | None, settings: Setti
         _say(f"{new.name} {what}: {host.describe(cases)}")
         _say(f"cases: {len(cases)}, rows in {folder}")
         clock = Clock(asked.limit_s)
-        if not asked.self_check:
-            return gating.gate_rounds(
-                rounds, cases, settings, accepted=saved, clock=clock, say=_say
-            )
-        found = gating.self_check(rounds, cases, settings, clock=clock, say=_say)
+        on_gpu = any(case.device == "cuda" for case in cases)
+        with locked(visible_gpus()[:1] if on_gpu else []):
+            if not asked.self_check:
+                outcome = gating.gate_rounds(
+                    rounds, cases, settings, accepted=saved, clock=clock, say=_say
+                )
+                return outcome, None
+            found = self_check(rounds, cases, settings, clock=clock, say=_say)
     for label, floor in found.floors.items():
         _say(f"noise floor {100 * floor:.2g} %: {label}")
-    gating.refuse_low_thresholds(found)
-    return found.outcome
+    return found.outcome, found
 
 
 def _cases(

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.nvml import THROTTLE_BITS
-from dynbench.harness.schema import Status
+from dynbench.harness.schema import Status, disturbance
 from dynbench.harness.sweep import format_length
 
 Row = Mapping[str, Any]
@@ -129,13 +129,7 @@ def throttled(row: Row, settings: Settings) -> str:
 
 def disturbed(row: Row, settings: Settings) -> str:
     """What else ran on the device while the row was taken; empty where nothing is known to have."""
-    others = row["other_gpu_processes"]
-    if others:
-        return f"{others} other {'process' if others == 1 else 'processes'} used the GPU"
-    share = row["other_cpu_share"]
-    if row["device"] == "cpu" and share is not None and share > settings.max_other_cpu_share:
-        return f"other processes kept {100 * share:.0f} % of the CPUs busy"
-    return ""
+    return disturbance(row, settings.max_other_cpu_share)
 
 
 def case_label(row: Row) -> str:

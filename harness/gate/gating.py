@@ -1,14 +1,15 @@
 """What ``dynbench gate`` and its relatives do, once their options are parsed.
 
-Three ways to an outcome: two sets of stored rows; two versions measured in rounds; one version
-measured against itself. Suites come in as cases and a ``prepare`` path, printing is the caller's.
+Two ways to an outcome: two sets of stored rows, and two versions measured in rounds (selfcheck.py
+has one version against itself). Suites come in as cases and a ``prepare`` path, printing is the
+caller's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -85,18 +86,14 @@ def gate_rounds(
     """
     clock = clock or Clock()
     sides = rounds.sides
-    readings = _measure(rounds, cases, settings, clock, say)
+    readings = measure_rounds(rounds, cases, settings, clock, say)
     verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
     notes = [noise_note(verdicts, settings)]
     known = accepted.accepted if accepted else []
     flagged = [v for v in baselines.apply_accepted(verdicts, known, _today()) if v.blocks]
     if flagged and settings.retest:
-        say(f"{len(flagged)} flagged, measured again: {', '.join(v.label for v in flagged)}")
+        verdicts = retested(rounds, cases, verdicts, flagged, settings, say)
         ids = {verdict.case_id for verdict in flagged}
-        again = replace(rounds, stage="retest")
-        second = _measure(again, [c for c in cases if c.case_id in ids], settings, Clock(), say)
-        retested = judge(pair(second[BASELINE], second[CANDIDATE], settings), settings)
-        verdicts = confirmed(verdicts, retested)
         recurred = sum(v.blocks and v.case_id in ids for v in verdicts)
         notes.append(f"retest: {recurred} of {len(flagged)} flagged cases recurred")
     verdicts = baselines.apply_accepted(verdicts, known, _today())
@@ -105,59 +102,21 @@ def gate_rounds(
     )
 
 
-@dataclass(frozen=True)
-class SelfCheck:
-    """One version against itself. ``floors`` are the smallest thresholds at which each case comes
-    out as unchanged, by label; ``too_low`` are those below which a threshold was set."""
-
-    outcome: Outcome
-    floors: dict[str, float]
-    too_low: dict[str, float]
-
-    @property
-    def floor(self) -> float | None:
-        """The largest of all; None where no case was measured."""
-        return max(self.floors.values(), default=None)
-
-
-def self_check(
+def retested(
     rounds: Rounds,
     cases: Sequence[Case],
+    verdicts: Sequence[CaseVerdict],
+    flagged: Sequence[CaseVerdict],
     settings: Settings,
-    *,
-    clock: Clock | None = None,
-    say: Say = lambda line: None,
-) -> SelfCheck:
-    """The noise floor of each case. Raises NothingToCompare."""
-    readings = _measure(rounds, cases, settings, clock or Clock(), say)
-    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
-    return _self_check(rounds.sides[CANDIDATE].name, verdicts, settings)
-
-
-def _self_check(name: str, verdicts: Sequence[CaseVerdict], settings: Settings) -> SelfCheck:
-    floors: dict[str, float] = {}
-    too_low: dict[str, float] = {}
-    for verdict in verdicts:
-        if verdict.low is None or verdict.high is None:
-            continue
-        bound = max(abs(math.log1p(verdict.low)), abs(math.log1p(verdict.high)))
-        floors[verdict.label] = math.expm1(bound)
-        if verdict.threshold < floors[verdict.label]:
-            too_low[verdict.label] = verdict.threshold
-    outcome = Outcome(name, name, verdicts, settings, [noise_note(verdicts, settings)])
-    return SelfCheck(outcome, floors, too_low)
-
-
-def refuse_low_thresholds(found: SelfCheck) -> None:
-    """Raise SettingsError where a threshold lies below its case's noise floor."""
-    if not found.too_low:
-        return
-    label = max(found.too_low, key=lambda name: found.floors[name])
-    needed = math.ceil(1000 * found.floors[label]) / 1000
-    raise SettingsError(
-        f"the threshold of {len(found.too_low)} of {len(found.floors)} cases is below the noise "
-        f"floor, the worst is {label}: set threshold = {needed:g}, or take more rounds"
-    )
+    say: Say,
+) -> list[CaseVerdict]:
+    """The verdicts, once the flagged cases are measured in fresh rounds."""
+    say(f"{len(flagged)} flagged, measured again: {', '.join(v.label for v in flagged)}")
+    ids = {verdict.case_id for verdict in flagged}
+    again = replace(rounds, stage="retest")
+    second = measure_rounds(again, [c for c in cases if c.case_id in ids], settings, Clock(), say)
+    retest = judge(pair(second[BASELINE], second[CANDIDATE], settings), settings)
+    return confirmed(verdicts, retest)
 
 
 def confirmed(first: Iterable[CaseVerdict], retest: Iterable[CaseVerdict]) -> list[CaseVerdict]:
@@ -261,7 +220,7 @@ def _span(values: Sequence[float], form: str = "d") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _measure(
+def measure_rounds(
     rounds: Rounds, cases: Sequence[Case], settings: Settings, clock: Clock, say: Say
 ) -> dict[str, list[Reading]]:
     """All rounds: the first ones of all cases, then of those that need more."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynbench.harness.gate.errors import SettingsError
+from dynbench.harness.schema import MAX_OTHER_CPU_SHARE
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Settings:
     assumed_noise: float = 0.05
     max_throttled_share: float = 0.1
     tolerated_throttling: tuple[str, ...] = ("sw_power_cap",)
-    max_other_cpu_share: float = 0.1
+    max_other_cpu_share: float = MAX_OTHER_CPU_SHARE
     strict: bool = False
     run: Mapping[str, Any] = field(default_factory=dict)
     override: tuple[Override, ...] = ()

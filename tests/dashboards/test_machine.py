@@ -43,3 +43,12 @@ def test_what_varies_is_shown_as_a_span(row: Build) -> None:
 
 def test_packages_that_are_no_json_are_shown_as_they_are(row: Build) -> None:
     assert facts_of(row("gpu", "sdpa", 8192, packages="not json"))["Other packages"] == "not json"
+
+
+def test_the_card_says_which_rows_were_disturbed(row: Build) -> None:
+    calm = row("gpu", "sdpa", 8192, other_gpu_processes=0)
+    assert "Disturbed" not in facts_of(calm)
+    facts = facts_of(calm, row("gpu", "sdpa", 16384, other_gpu_processes=1))
+    assert facts["Disturbed"] == "1 of 2 rows (1 other process used the GPU)"
+    busy = row("cpu", "sdpa", 8192, other_cpu_share=0.5)
+    assert facts_of(busy)["Disturbed"].endswith("(other processes kept 50 % of the CPUs busy)")

@@ -200,6 +200,41 @@ def test_a_run_is_quiet_unless_on_a_terminal(terminal):
         ]
 
 
+def test_disturbed_rows_are_flagged():
+    busy = row(device="cpu", other_cpu_share=0.42)
+    assert "ok: disturbed, other processes kept 42 % of the CPUs busy" in text_of(
+        rows_table(frame_of([busy]))
+    )
+    assert row_line(busy).endswith(" (disturbed, other processes kept 42 % of the CPUs busy)")
+    shared = row(device="cuda", other_gpu_processes=2, other_cpu_share=0.42)
+    assert row_line(shared).endswith(" (disturbed, 2 other processes used the GPU)")
+    for calm in (row(device="cuda", other_cpu_share=0.42), row(device="cpu", other_cpu_share=0.05)):
+        assert "disturbed" not in row_line(calm)
+        assert "disturbed" not in text_of(rows_table(frame_of([calm])))
+
+
+def test_several_lanes_are_shown_by_name():
+    file = io.StringIO()
+    with RunDisplay(Console(file=file, width=200, highlight=False)) as display:
+        display.run_started(total=3, already_done=0, predicted_s=90)
+        display.case_started("one", 90, "GPU 1")
+        display.case_started("two", 90, "GPU 0")
+        display.stage_started("one: sampling", "GPU 1")
+        assert display._bar.tasks[0].description == "GPU 0: two | GPU 1: one: sampling"
+        display.row_finished(row(), 1, 0, "GPU 1")
+        display.lane_ended("GPU 1", "no worker can be started: broken")
+        display.stage_started("two: check", "GPU 0")
+        assert display._bar.tasks[0].description == "GPU 0: two: check"
+    assert "[1/3] GPU 1: attention/sdpa forward T=8k: " in file.getvalue()
+    assert "GPU 1 is left out: no worker can be started: broken" in file.getvalue()
+
+
+def test_the_gpu_is_a_column_where_there_are_several():
+    rows = [row(gpu_index=index, provider=f"p{index}") for index in (0, 1)]
+    assert "GPU" in text_of(rows_table(frame_of(rows)))
+    assert "GPU" not in text_of(rows_table(frame_of(rows[:1])))
+
+
 VERDICT = {
     "verdict": "regressed",
     "case_id": "abcdef0123456789",

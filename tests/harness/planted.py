@@ -40,7 +40,8 @@ def prepare(case: Case, provider_files: tuple[str, ...]) -> Subject:
         return Correctness(float(error), 1e-4, f"all {size} values")
 
     def facts() -> dict[str, object]:
-        return {"backend": "planted"} if case.provider != "misspelt" else {"bakcend": "planted"}
+        backend = os.environ.get("PLANTED_BACKEND", "planted")
+        return {"backend": backend} if case.provider != "misspelt" else {"bakcend": "planted"}
 
     work = Work(2 * size, 8 * size, 4 * size)
     return Subject(run, check, work, "planted 1", facts=facts, record_stages=_recording)

@@ -1,4 +1,4 @@
-"""Runs planted providers as the command line would: arguments ROOT RESUME PROVIDER..."""
+"""Runs planted providers as the command line would: arguments ROOT RESUME LANES PROVIDER..."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from dynbench.harness import run
 from dynbench.harness.case import Case
+from dynbench.harness.lanes import Lane
 from dynbench.harness.predict import Predictor
 from dynbench.harness.run import RowFinished, RunOptions, run_cases
 from dynbench.harness.store import RunWriter, list_runs
@@ -20,7 +21,7 @@ class Supervisor(run.Supervisor):
         self.ceilings["cpu"] = {"float32": [10.0, 0.1]}
 
 
-def main(root: str, resume: str, *providers: str) -> None:
+def main(root: str, resume: str, lanes: str, *providers: str) -> None:
     """Print one line for each row."""
     run.Supervisor = Supervisor
     log = f"{root}.log"
@@ -42,6 +43,7 @@ def main(root: str, resume: str, *providers: str) -> None:
         prepare="planted:prepare",
         options=RunOptions(quick=True, provider_files=(log,)),
         predictor=Predictor(lambda case: 1),
+        lanes=[Lane(f"lane {i}") for i in range(int(lanes))],
         on_event=tell,
     )
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from dynbench.harness.case import Case
 from dynbench.harness.ceilings import measure_ceilings
+from dynbench.harness.gpus import gpu_lane, locked, visible_gpus
 from dynbench.harness.graph import Replay, capture_stream, device_bytes
 from dynbench.harness.machine import machine_facts
 from dynbench.harness.measure import Limits, measure
 from dynbench.harness.memory import MemoryMeter, release_memory
 from dynbench.harness.nvml import open_device
 from dynbench.harness.poison import Block, poison
-from dynbench.harness.schema import complete_row
+from dynbench.harness.predict import Predictor
+from dynbench.harness.run import RunOptions, run_cases
+from dynbench.harness.schema import complete_row, disturbance
+from dynbench.harness.store import RunWriter, read_runs
 from dynbench.harness.subject import Correctness, Subject, Unavailable, Work
 from dynbench.harness.supervisor import Supervisor
 from dynbench.harness.timing import StoppingCriterion, make_timer, quantile, take_samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+several_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
 
 MIB = 2**20
 ONE = Work(1, 1, 1)
@@ -246,3 +256,72 @@ def test_the_harness_adds_nothing_to_a_kernel(wanted_ms):
     print(f"{row['latency_ms']:.5f} ms, do_bench {bench_ms:.5f} ms, ratio {ratio:.4f}")
     assert 0.5 < bench_ms / wanted_ms < 2
     assert abs(ratio - 1) <= 0.02
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_another_process_on_the_gpu_is_flagged(shared):
+    """Needs NVML's utilisation of processes, which some virtual GPUs do not offer."""
+    program = (
+        "import torch; a = torch.randn(4096, 4096, device='cuda'); b = a @ a\n"
+        "torch.cuda.synchronize(); print(flush=True)\n"
+        "while True: b = a @ a; torch.cuda.synchronize()"
+    )
+    command = [sys.executable, "-c", program if shared else "print(flush=True); input()"]
+    source = torch.randn(2048, 2048, device="cuda")
+    wanted = source @ source
+    subject = Subject(lambda: source @ source, lambda out: near(out, wanted), ONE, "matmul")
+    criterion = StoppingCriterion(precision=-1, max_samples=10**6, max_seconds=4.0)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            row = row_of(subject, "event", Limits(criterion=criterion))
+        finally:
+            other.kill()
+    if row["other_gpu_processes"] is None:
+        pytest.skip("NVML does not tell what processes use here")
+    assert bool(disturbance({**row, "device": "cuda"})) == shared
+
+
+@several_gpus
+def test_a_sweep_over_two_gpus_has_rows_of_both(planted, tmp_path):
+    gpus = visible_gpus()[:2]
+    cases = [planted("plain", size, "cuda") for size in range(1000, 1006)]
+    with locked(gpus, tmp_path):
+        run_cases(
+            cases,
+            RunWriter.create(tmp_path / "runs", "sweep"),
+            prepare="planted:prepare",
+            options=RunOptions(quick=True),
+            predictor=Predictor(lambda case: 1),
+            lanes=[gpu_lane(gpu) for gpu in gpus],
+        )
+    frame, problems = read_runs([tmp_path / "runs"])
+    assert problems == []
+    assert list(frame["status"]) == ["ok"] * len(cases)
+    assert set(frame["gpu_index"]) == {0, 1}
+    found = dict(zip(frame["gpu_index"], frame["gpu_uuid_hash"], strict=True))
+    assert found == {gpu.index: gpu.uuid_hash for gpu in gpus}  # by NVML in the worker
+    assert found[0] != found[1]
+    assert (frame.groupby("gpu_index")["gpu_uuid_hash"].nunique() == 1).all()
+    if gpus[0].name == gpus[1].name:
+        assert frame["machine_id"].nunique() == 1
+
+
+@several_gpus
+def test_telemetry_follows_the_worker_to_its_gpu(planted):
+    """The second GPU's worker reads the memory of the second, whatever CUDA calls it there."""
+    second = visible_gpus()[1]
+    held = torch.empty(4096 * MIB, dtype=torch.uint8, device="cuda:1")
+    try:
+        rows = {}
+        for gpu in visible_gpus()[:2]:
+            environment = {**os.environ, **gpu_lane(gpu).environment}
+            with Supervisor("planted:prepare", quick=True, environment=environment) as supervisor:
+                rows[gpu.index] = supervisor.measure(planted("plain", device="cuda"), 120)
+        more = rows[1]["device_memory_bytes"] - rows[0]["device_memory_bytes"]
+        assert more > held.numel() // 2
+        assert rows[1]["gpu_uuid_hash"] == second.uuid_hash
+    finally:
+        del held
+        torch.cuda.empty_cache()

@@ -111,3 +111,14 @@ def test_a_copy_without_its_checkout_can_be_told_its_commit(tmp_path, monkeypatc
     monkeypatch.setenv("DYNBENCH_GIT_COMMIT", "a" * 40)
     facts = machine._git_facts(tmp_path / "copied.py")
     assert facts == {"git_commit": "a" * 40, "git_dirty": None}
+
+
+def test_gpus_of_one_model_in_a_host_are_one_machine():
+    """Each alone in its host is a machine of its own, as the row of a single GPU always was."""
+    facts = {"cpu_name": "c", "host_memory_bytes": GIB, "gpu_name": "g", "gpu_memory_bytes": GIB}
+    first, second = ({**facts, "gpu_uuid_hash": card} for card in ("aa", "bb"))
+    both = ["bb", "aa"]
+    assert machine._machine_id(first, both) == machine._machine_id(second, both)
+    assert machine._machine_id(first, both) == machine._machine_id(first)
+    assert machine._machine_id(first) == machine._machine_id(first, ["aa"])
+    assert machine._machine_id(first) != machine._machine_id(second)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from dynbench.harness.case import Case
 from dynbench.harness.ceilings import Ceilings
 from dynbench.harness.measure import Limits, measure, rate_columns, work_columns
-from dynbench.harness.schema import complete_row
+from dynbench.harness.schema import complete_row, disturbance
 from dynbench.harness.subject import Correctness, Subject, Work
 from dynbench.harness.timing import StoppingCriterion
 
@@ -253,3 +256,24 @@ def test_machine_facts_pass_through():
     columns = measure(Recorder().subject(), CASE, {"cpu_name": "x"}, None, FAST)
     assert columns["cpu_name"] == "x"
     assert columns["ceiling_copy_gb_s"] is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs /proc/stat")
+def test_a_row_taken_on_a_loaded_cpu_is_flagged():
+    program = "print(flush=True)\nwhile True: pass"
+    count = (os.cpu_count() or 1) // 4 + 1  # a quarter of the CPUs, where a tenth counts
+    spinners = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        for _ in range(count)
+    ]
+    try:
+        for spinner in spinners:
+            assert spinner.stdout is not None
+            spinner.stdout.readline()
+        row = measured(Recorder(0.1).subject())
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.communicate()
+    assert row["status"] == "ok"
+    assert "% of the CPUs busy" in disturbance({**row, "device": "cpu"})

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from dynbench.harness import run as run_module
+from dynbench.harness.lanes import Lane
 from dynbench.harness.predict import Predictor
 from dynbench.harness.run import (
     CaseStarted,
+    LaneEnded,
     RowFinished,
     RunOptions,
     RunStarted,
@@ -41,7 +43,7 @@ def _given_ceilings(monkeypatch):
     monkeypatch.setattr(run_module, "Supervisor", Supervisor)
 
 
-def sweep(root, cases, *, writer=None, predictor=None, **options):
+def sweep(root, cases, *, writer=None, predictor=None, lanes=None, **options):
     events = []
     summary = run_cases(
         cases,
@@ -49,6 +51,7 @@ def sweep(root, cases, *, writer=None, predictor=None, **options):
         prepare=PREPARE,
         options=RunOptions(quick=True, **options),
         predictor=predictor or Predictor(lambda case: 1),
+        lanes=lanes or [Lane()],
         on_event=events.append,
     )
     frame, problems = read_runs([root])
@@ -188,9 +191,10 @@ def test_a_disk_that_refuses_ends_the_run_and_keeps_its_rows(planted, tmp_path, 
     RunWriter.resume(writer.path).close()
 
 
-def start(root: Path, resume: bool, *providers: str) -> subprocess.Popen:
+def start(root: Path, resume: bool, *providers: str, lanes: int = 1) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "sweep_planted.py"), str(root), str(int(resume))]
+    command = [sys.executable, str(HERE / "sweep_planted.py"), str(root)]
+    command += [str(int(resume)), str(lanes)]
     return subprocess.Popen(
         [*command, *providers], env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -247,6 +251,119 @@ def test_stopped_in_mid_sweep_and_resumed(tmp_path, how):
     assert problems == []
     assert list(frame["provider"]) == ["plain", "raises", "slow", "prints"]
     assert sorted(p.name for p in folder.iterdir()) == ["rows.parquet", "run.json"]
+
+
+def two_lanes(**environment: str) -> list[Lane]:
+    """Two planted devices; ``environment`` is that of the second one's workers."""
+    return [
+        Lane(
+            f"GPU {index}",
+            {"PLANTED_BACKEND": f"device {index}", **(environment if index else {})},
+            {"gpu_index": index, "gpu_uuid_hash": f"card {index}"},
+            f"card {index}",
+            ("--gpus", str(index)),
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_devices_share_a_sweep(planted, tmp_path):
+    """Each has a worker of its own at the same time; each workload is measured by one of them."""
+    log = tmp_path / "log"
+    cases = [planted(p, size) for size in (1000, 1001, 1002, 1003) for p in ("slow", "raises")]
+    frame, summary, events = sweep(
+        tmp_path / "runs",
+        cases,
+        lanes=two_lanes(),
+        provider_files=(str(log),),
+        command_for=lambda case: "repeat it",
+    )
+    assert list(frame["case_id"]) == [case.case_id for case in cases]  # in the order of the plan
+    assert summary.counts == {"ok": 4, "error": 4}
+    assert set(frame["gpu_index"]) == {0, 1}
+    assert (frame["gpu_uuid_hash"] == "card " + frame["gpu_index"].astype(str)).all()
+    ok = frame[frame["status"] == "ok"]
+    assert (ok["backend"] == "device " + ok["gpu_index"].astype(str)).all()
+    assert (frame["command"] == "repeat it --gpus " + frame["gpu_index"].astype(str)).all()
+    assert (frame.groupby("workload_id")["gpu_index"].nunique() == 1).all()
+    pids = {line.split()[1] for line in log.read_text().splitlines()}
+    assert len(pids) == 2
+    assert len(log.read_text().splitlines()) == len(cases)
+    assert sorted(e.index for e in events if isinstance(e, CaseStarted)) == list(range(8))
+    finished = [e for e in events if isinstance(e, RowFinished)]
+    assert [(e.done, e.total) for e in finished] == [(i, 8) for i in range(1, 9)]
+    assert {e.lane for e in finished} == {"GPU 0", "GPU 1"}
+    assert all(e.lane == f"GPU {e.row['gpu_index']}" for e in finished)
+    assert finished[-1].seconds_left == 0
+
+
+def test_a_device_without_a_worker_leaves_its_cases_to_the_other(planted, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is broken here')\n")
+    broken = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
+    cases = [planted("slow", size) for size in range(1000, 1004)]
+    frame, summary, events = sweep(tmp_path / "runs", cases, lanes=two_lanes(**broken))
+    assert summary.counts == {"ok": 4}
+    assert set(frame["gpu_index"]) == {0}
+    (ended,) = [e for e in events if isinstance(e, LaneEnded)]
+    assert ended.lane == "GPU 1"
+    assert "torch is broken here" in ended.reason
+
+
+def test_a_failure_in_one_lane_ends_all_and_keeps_the_rows(planted, tmp_path, monkeypatch):
+    writer = RunWriter.create(tmp_path, "sweep")
+    append, rows = writer.append, []
+
+    def refuse_the_second(row):
+        rows.append(row)
+        if len(rows) == 2:
+            raise OutputError("disk full")
+        return append(row)
+
+    monkeypatch.setattr(writer, "append", refuse_the_second)
+    cases = [planted("hangs", 1000), planted("plain", 1001), planted("plain", 1002)]
+    with pytest.raises(OutputError, match="disk full"):
+        sweep(tmp_path, cases, writer=writer, lanes=two_lanes())
+    frame, _ = read_runs([tmp_path])
+    assert list(frame["provider"]) == ["plain"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_two_lanes_stopped_in_mid_sweep_and_resumed(tmp_path, how):
+    root = tmp_path / "runs"
+    process = start(root, False, "plain", "hangs", "hangs", lanes=2)
+    assert process.stdout.readline() == "plain ok\n"
+    while measured_by(root).count("hangs") < 2:
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.wait(timeout=30)
+    assert process.returncode != 0
+    assert len(worker_pids(root)) == 2
+    for pid in worker_pids(root):
+        wait_for_death(pid)
+    frame, problems = read_runs([root])
+    assert problems == []
+    assert list(frame["provider"]) == ["plain"]
+
+    again = start(root, True, "plain", "slow", "prints", lanes=2)
+    out, _ = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert sorted(out.splitlines()) == ["prints ok", "slow ok"]
+    frame, problems = read_runs([root])
+    assert problems == []
+    assert list(frame["provider"]) == ["plain", "slow", "prints"]
+
+
+def test_a_budget_counts_for_all_lanes_together(planted, tmp_path):
+    predictor = Predictor(lambda case: int(case.workload["seq_len"]) * 10**9)
+    predictor.observe(planted("plain", 1), {"latency_ms": 1.0})
+    predictor.observe(planted("prints", 1), {"latency_ms": 1e6})
+    cases = [planted("prints", 2), planted("plain", 3), planted("plain", 4)]
+    frame, summary, _ = sweep(
+        tmp_path, cases, budget_s=60.0, predictor=predictor, lanes=two_lanes()
+    )
+    assert list(frame["status"]) == ["skipped", "ok", "ok"]
+    assert frame["gpu_index"].notna().all()
+    assert summary.counts == {"skipped": 1, "ok": 2}
 
 
 @pytest.mark.parametrize("stages", [False, True])

@@ -57,6 +57,23 @@ def test_rows_are_read_from_journal_and_parquet(tmp_path, finish):
     assert list(frame.columns) == list(COLUMNS)
 
 
+def test_rows_are_compacted_in_the_order_of_the_plan(tmp_path):
+    with RunWriter.create(tmp_path, "dynbench run") as writer:
+        for case_id in ("c", "other", "a", "another", "b"):
+            writer.append(row(case_id))
+        writer.finish(["a", "b", "c"])
+        assert cases_of(writer.path) == ["other", "another", "a", "b", "c"]
+
+
+def test_rows_older_than_a_column_are_read(tmp_path):
+    """As those of a run from before `gpu_index`."""
+    path = make_run(tmp_path, "a") / "rows.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["gpu_index"]), path)
+    frame, problems = read_runs([path])
+    assert problems == []
+    assert frame["gpu_index"].isna().all()
+
+
 def test_every_row_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))

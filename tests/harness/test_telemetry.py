@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -84,9 +85,10 @@ class FakeDevice:
     def memory_used_bytes(self) -> int:
         return 123
 
-    def busy_processes(self, since_s: float) -> int:
+    def other_busy_processes(self, since_s: float, own_pid: int) -> int:
         assert abs(time.time() - since_s) < 60
-        return 2
+        assert own_pid == os.getpid()
+        return 1
 
 
 def test_the_poller_looks_while_samples_are_taken(monkeypatch):
@@ -106,7 +108,7 @@ def test_the_poller_looks_while_samples_are_taken(monkeypatch):
     assert columns["throttled_samples"] == 3
     assert columns["samples_power_w"] is None
     assert watched.memory_used_bytes() == 123
-    assert columns["other_gpu_processes"] == 1  # the other one is this process
+    assert columns["other_gpu_processes"] == 1
     complete_row(columns)
     time.sleep(0.03)
     assert device.looks == looks  # the thread is gone
@@ -147,10 +149,21 @@ def test_older_drivers_tell_reasons_by_the_older_call(monkeypatch):
     assert nvml.NvmlDevice(None).clock_event_bits() == POWER_CAP
 
 
-def test_processes_that_ran_on_the_gpu_are_counted_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("used", "others"),
+    [
+        ([(1, 0), (2, 30), (2, 50), (3, 1)], 1),  # none is this one by its id: one of two is it
+        ([(2, 30)], 0),
+        ([(1, 0)], None),
+        ([(7, 30), (2, 50), (2, 1), (3, 1)], 2),
+        ([(7, 0), (2, 50)], 1),  # this process did too little to be seen
+        ([(7, 0)], 0),
+    ],
+)
+def test_other_processes_that_ran_on_the_gpu(used, others, monkeypatch):
     pynvml = pytest.importorskip("pynvml")
     samples = []
-    for pid, use in ((1, 0), (2, 30), (2, 50), (3, 1)):
+    for pid, use in used:
         sample = pynvml.c_nvmlProcessUtilizationSample_t()
         sample.pid, sample.smUtil = pid, use
         samples.append(sample)
@@ -161,8 +174,38 @@ def test_processes_that_ran_on_the_gpu_are_counted_once(monkeypatch):
         return samples
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetProcessUtilization", utilization)
-    assert nvml.NvmlDevice(None).busy_processes(1.5) == 2
+    assert nvml.NvmlDevice(None).other_busy_processes(1.5, 7) == others
     assert asked == [1_500_000]
+
+
+def planted_nvml(monkeypatch, *uuids: str):
+    """NVML with GPUs of these UUIDs, whose handles are their places."""
+    pynvml = pytest.importorskip("pynvml")
+
+    def by_uuid(uuid: str) -> int:
+        if uuid not in uuids:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuids.index(uuid)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(uuids))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", by_uuid)
+
+
+def test_telemetry_is_of_the_gpu_that_torch_means(monkeypatch):
+    planted_nvml(monkeypatch, "GPU-aa", "GPU-bb", "MIG-cc")
+    assert nvml.find_device("bb") == nvml.NvmlDevice(1)
+    assert nvml.find_device("GPU-bb") == nvml.NvmlDevice(1)
+    assert nvml.find_device("cc") == nvml.NvmlDevice(2)
+    assert nvml.find_device("dd") is None  # another card's readings would be worse than none
+    assert nvml.find_device(None) is None
+    assert nvml.host_gpus() == [nvml.NvmlDevice(index) for index in range(3)]
+
+
+def test_an_only_gpu_needs_no_uuid(monkeypatch):
+    planted_nvml(monkeypatch, "GPU-aa")
+    assert nvml.find_device(None) == nvml.find_device("bb") == nvml.NvmlDevice(0)
 
 
 def test_reason_bits():

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynbench.harness.gpus import Gpu
 from dynbench.harness.sweep import SweepError
+from dynbench.suites import request
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.request import (
     choose_device,
+    choose_gpus,
     choose_shapes,
     describe,
     overridden,
@@ -19,6 +22,7 @@ from dynbench.suites.request import (
     parse_tiles,
     read_config,
     repeat_command,
+    used_gpus,
     wanted_by,
 )
 from dynbench.suites.shapes import SHAPES, Shape, UsageError
@@ -177,3 +181,62 @@ def test_a_table_of_other_things_is_refused(table, complaint):
     with pytest.raises(UsageError) as refusal:
         wanted_by({"device": "cpu", **table})
     assert complaint in str(refusal.value)
+
+
+FOUND = [Gpu(0, "one", "aa"), Gpu(1, "two", "bb")]
+
+
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [(None, []), ("all", [0, 1]), (" all ", [0, 1]), ("0", [0]), ("1,0", [1, 0]), ("1,1", [1])],
+)
+def test_gpus_are_named_by_number(text, indices, monkeypatch):
+    monkeypatch.setattr(request, "visible_gpus", lambda: FOUND)
+    assert [gpu.index for gpu in choose_gpus(text, None)] == indices
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2", "--gpus 2: no GPU 2, GPUs 0 to 1 are here; name those, or all"),
+        ("0,7", "--gpus 0,7: no GPU 7, GPUs 0 to 1 are here; name those, or all"),
+        ("x", "--gpus: cannot read 'x'; write for example 0,1 or all"),
+        ("-1", "--gpus: cannot read '-1'; write for example 0,1 or all"),
+        ("", "--gpus: is empty; write for example 0,1 or all"),
+        ("0,,1", "--gpus: '0,,1' has an empty part; write for example 0,1 or all"),
+    ],
+)
+def test_wrong_gpus_name_the_option_and_the_fix(text, message, monkeypatch):
+    monkeypatch.setattr(request, "visible_gpus", lambda: FOUND)
+    with pytest.raises((UsageError, SweepError)) as error:
+        choose_gpus(text, "cuda")
+    assert str(error.value) == message
+
+
+def test_gpus_need_a_gpu_and_no_other_device(monkeypatch):
+    monkeypatch.setattr(request, "visible_gpus", lambda: FOUND[:1])
+    with pytest.raises(UsageError, match="--gpus 1: no GPU 1, only GPU 0 is here"):
+        choose_gpus("1", None)
+    with pytest.raises(UsageError, match="--gpus all: excludes --device cpu"):
+        choose_gpus("all", "cpu")
+    monkeypatch.setattr(request, "visible_gpus", list)
+    with pytest.raises(UsageError, match="--gpus all: torch finds no GPU here"):
+        choose_gpus("all", None)
+
+
+def test_a_sweep_uses_the_first_gpu_unless_others_are_named(monkeypatch):
+    monkeypatch.setattr(request, "visible_gpus", lambda: FOUND)
+    assert used_gpus((), "cuda") == (FOUND[0],)
+    assert used_gpus(FOUND[1:], "cuda") == (FOUND[1],)
+    assert used_gpus((), "cpu") == ()
+
+
+def test_branches_that_a_provider_lacks_are_asked_for_again():
+    """The row is `unsupported`; without the option, other branches would be planned."""
+    branches = ("compressed", "selected", "sliding")
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("fla",), branches=branches))
+    assert "--branches compressed,selected,sliding" in repeat_command(case)
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("fla",)))
+    assert "--branches compressed,selected " in repeat_command(case)
+    (case,) = plan(PlanOptions((128,), "cpu", providers=("nsa",)))
+    assert "--branches" not in repeat_command(case)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynbench.harness.case import Case
-from dynbench.harness.gate import gating
+from dynbench.harness.gate import gating, selfcheck
 from dynbench.harness.gate.errors import InvalidData, NothingToCompare, SettingsError
 from dynbench.harness.gate.outcome import Outcome
 from dynbench.harness.gate.revision import versions
@@ -198,15 +198,36 @@ def test_only_a_gate_of_the_same_code_is_resumed(gate, tmp_path):
 
 def test_a_self_check_derives_noise_floors_and_refuses_lower_thresholds(gate):
     """The steady case, as if both sides were one version: all its rows are there already."""
-    found = gating.self_check(gate.rounds, CASES[:1], SETTINGS)
+    found = selfcheck.self_check(gate.rounds, CASES[:1], SETTINGS)
     (floor,) = found.floors.values()
     (verdict,) = found.outcome.verdicts
     assert floor == pytest.approx(max(verdict.high, 1 / (1 + verdict.low) - 1))
-    above = gating.self_check(gate.rounds, CASES[:1], replace(SETTINGS, threshold=floor + 0.001))
-    gating.refuse_low_thresholds(above)
-    below = gating.self_check(gate.rounds, CASES[:1], replace(SETTINGS, threshold=floor / 2))
+    above = selfcheck.self_check(gate.rounds, CASES[:1], replace(SETTINGS, threshold=floor + 0.001))
+    selfcheck.refuse_low_thresholds(above)
+    below = selfcheck.self_check(gate.rounds, CASES[:1], replace(SETTINGS, threshold=floor / 2))
     with pytest.raises(SettingsError, match=r"noise floor, .*tiny/steady.*set threshold = "):
-        gating.refuse_low_thresholds(below)
+        selfcheck.refuse_low_thresholds(below)
+
+
+def test_a_self_check_counts_false_alarms_before_and_after_the_retest(gate):
+    """The slowed case stands for a false alarm that recurs: its rows are all there already."""
+    found = selfcheck.self_check(gate.rounds, CASES, SETTINGS)
+    assert "comparisons of identical code: 2; regressed: 1 before the retest, 1 after it" in (
+        found.outcome.notes
+    )
+    once = replace(SETTINGS, retest=False)
+    assert selfcheck.self_check(gate.rounds, CASES[:1], once).outcome.notes[-1] == (
+        "comparisons of identical code: 1; regressed: 0 before the retest, 0 after it"
+    )
+
+
+def test_an_alarm_that_does_not_recur_is_none_after_the_retest(gate):
+    before = [v for v in gate.outcome.verdicts if v.verdict == Verdict.REGRESSED]
+    calm = [replace(v, verdict=Verdict.UNCHANGED, blocks=False) for v in before]
+    after = gating.confirmed(before, calm)
+    assert selfcheck.false_alarms_note(before, after) == (
+        "comparisons of identical code: 1; regressed: 1 before the retest, 0 after it"
+    )
 
 
 def test_a_torn_round_is_invalid_data(gate, tmp_path):
