@@ -126,7 +126,7 @@ def baselines(plain: pd.DataFrame, asked: str | None) -> dict[int, str]:
     """
     facets = plain["facet"].unique()
     if asked is not None:
-        return dict.fromkeys(map(int, facets), asked)
+        return dict.fromkeys(map(int, facets), _text(asked))
     found = dict.fromkeys(map(int, facets), DEFAULT_BASELINES[0])
     held = measured(plain)[["facet", "provider", "lists"]].drop_duplicates()
     for facet, rows in held.groupby("facet"):
