@@ -185,13 +185,14 @@ def facets_of(plain: pd.DataFrame, asked: str | None) -> list[Facet]:
             )
         panels = [
             Panel(pass_, baseline, tuple(by_pass[pass_]))
-            for pass_ in sorted(by_pass, key=_pass_rank)
+            for pass_ in sorted(by_pass, key=pass_rank)
         ]
         facets.append(Facet(int(str(number)), rows, tuple(panels), baseline))
     return facets
 
 
-def _pass_rank(pass_: str) -> tuple[int, str]:
+def pass_rank(pass_: str) -> tuple[int, str]:
+    """Sorts passes: the known ones in their order, then others by name."""
     known = frames.PASS_ORDER
     return (known.index(pass_) if pass_ in known else len(known), pass_)
 
