@@ -7,24 +7,16 @@ matter most; every row has its quartiles.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pandas as pd
 
-from dynbench.dashboards.compare import FOCUS
-from dynbench.dashboards.frame import PASS_ORDER
 from dynbench.dashboards.labels import shape_text, value_text
 from dynbench.dashboards.model import Facet, Line
+from dynbench.dashboards.samples import SAMPLE_COLUMNS, numbers_of, short
 from dynbench.dashboards.text import cell_text, command_text, visible_lines
-from dynbench.dashboards.theme import base_name
 from dynbench.harness.schema import COLUMNS, SECTIONS
-
-SAMPLE_COLUMNS = ("samples_ms", "samples_at_s", "samples_sm_clock_mhz", "samples_power_w")
-"""Lists of a row, in the order in which the page has them."""
-
-SAMPLED_ROWS = 2000
-"""Rows of a page that come with their samples."""
 
 DETAILS_CHARS = 4000
 """Longest end of a traceback in the page."""
@@ -43,8 +35,6 @@ BRIEF_COLUMNS = (
     "command",
 )
 """What every row keeps where a report has too many rows for all of their columns."""
-
-_DIGITS = 6
 
 
 def schema_json() -> list[dict[str, Any]]:
@@ -137,48 +127,10 @@ def samples_json(rows: pd.DataFrame, places: Iterable[int]) -> dict[int, list[li
     }
 
 
-def numbers_of(values: Any) -> list[float] | None:
-    """A list of a row as finite numbers of six digits; None where it has none."""
-    if values is None or isinstance(values, (str, float)) or len(values) == 0:
-        return None
-    return [_short(float(value)) for value in values if value is not None and value == value]
-
-
-def rows_that_matter(facets: Sequence[Facet], limit: int = SAMPLED_ROWS) -> set[int]:
-    """Places of the rows whose samples a page keeps where it cannot keep all.
-
-    The newest row of every point comes first, of the focus provider and the baseline before others,
-    of the first facets before later ones and of the forward pass before others; then older
-    repetitions, the newest first. Only rows with samples count.
-    """
-    ranked: list[tuple[tuple[Any, ...], int]] = []
-    for order, facet in enumerate(facets):
-        newest = {point.case for p in facet.panels for line in p.lines for point in line.points}
-        columns = ["provider", "pass", "samples_ms", "started_at"]
-        for place, provider, pass_, samples, started_at in facet.rows[columns].itertuples():
-            if samples is None or isinstance(samples, (str, float)) or len(samples) == 0:
-                continue
-            compared = base_name(provider) == FOCUS or provider == facet.baseline
-            rank = PASS_ORDER.index(pass_) if pass_ in PASS_ORDER else len(PASS_ORDER)
-            key = (place not in newest, order, not compared, rank, _reverse(started_at), place)
-            ranked.append((key, int(place)))
-    ranked.sort()
-    return {place for _, place in ranked[:limit]}
-
-
-def _reverse(text: str) -> tuple[int, ...]:
-    """Sorts texts downwards."""
-    return tuple(-ord(character) for character in text[:32])
-
-
 def _numbers(values: pd.Series, whole: bool) -> list[float | int | None]:
     if whole:
         return [None if value != value else int(value) for value in values.tolist()]
-    return [None if value != value else _short(value) for value in values.tolist()]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return [None if value != value else short(value) for value in values.tolist()]
 
 
 def _text(name: str, text: str) -> str:

@@ -95,10 +95,10 @@ _BASELINE_AGGREGATES = {  # how rows of the baseline become what other rows are 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column of the schema in a plain type, and four more.
 
-    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""), lists of
-    numbers stay as they are. The columns ``facet`` and ``line`` number the groups from 0 in the order of their first row;
-    ``length`` is ``seq_len`` with -1 for none, and ``key_top_n`` is ``top_n`` except where
-    ``--sparsity`` solved it.
+    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""), lists
+    of numbers stay as they are. The columns ``facet`` and ``line`` number the groups from 0 in the
+    order of their first row; ``length`` is ``seq_len`` with -1 for none, and ``key_top_n`` is
+    ``top_n`` except where ``--sparsity`` solved it.
     """
     plain = pd.DataFrame(
         {name: _plain_column(frame, name, column.kind) for name, column in COLUMNS.items()},
@@ -164,10 +164,11 @@ def points(plain: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
 def with_speedups(rows: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
     """``rows`` with their speed-up over the baseline and its range, NaN where there is none.
 
-    ``baseline`` is a provider, or one for each row. A row is compared with the baseline of its own run, and with that of all runs joined only where
-    its run has none (``baseline_run`` is "" then): a machine's speed drifts between runs.
-    ``speedup_low`` and ``speedup_high`` put the quartiles against each other, the least and the
-    most favourable way; a missing quartile counts as the median.
+    ``baseline`` is a provider, or one for each row. A row is compared with the baseline of its own
+    run, and with that of all runs joined only where its run has none (``baseline_run`` is "" then):
+    a machine's speed drifts between runs. ``speedup_low`` and ``speedup_high`` put the quartiles
+    against each other, the least and the most favourable way; a missing quartile counts as the
+    median.
     """
     place = ["facet", "pass", "length"]
     reference = rows[rows["provider"] == baseline]

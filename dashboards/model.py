@@ -149,12 +149,13 @@ def build_facets(frame: pd.DataFrame, baseline: str | None) -> list[Facet]:
     ``baseline`` is the provider that speed-ups are over; None takes each facet's own (see
     ``frame.baselines``).
     """
-    plain = frames.prepare(frame)
-    return facets_of(plain, baseline) if len(plain) else []
+    return facets_of(frames.prepare(frame), baseline)
 
 
 def facets_of(plain: pd.DataFrame, asked: str | None) -> list[Facet]:
     """``build_facets`` of rows that ``frame.prepare`` has prepared."""
+    if plain.empty:
+        return []
     baselines = frames.baselines(plain, asked)
     records: dict[int, list[dict[str, Any]]] = defaultdict(list)
     columns = ["line", "facet", "pass", *frames.LINE_COLUMNS]

@@ -97,8 +97,8 @@ def _trace(comparison: Comparison, suffix: str) -> Trace:
         "symmetric": False,
         "array": [max(0.0, gain.high - gain.speedup) for gain in held],
         "arrayminus": [max(0.0, gain.speedup - gain.low) for gain in held],
-        "thickness": 1.2,
-        "width": 4,
+        "thickness": 2,
+        "width": 0,
         "color": line.style.colour,
     }
     return trace
@@ -107,7 +107,7 @@ def _trace(comparison: Comparison, suffix: str) -> Trace:
 def _names(best: list[Comparison], suffix: str, decades: float) -> list[dict[str, Any]]:
     """List kind and speed-up at the end of each line, moved apart where they would overlap."""
     ends = sorted(best, key=lambda held: -held.gains[-1].speedup)
-    apart = 0.13 * decades
+    apart = 0.17 * decades
     heights: list[float] = []
     for held in ends:
         height = math.log10(held.gains[-1].speedup)

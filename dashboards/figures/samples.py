@@ -7,7 +7,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.cases import SAMPLE_COLUMNS, numbers_of
 from dynbench.dashboards.figures.common import (
     Trace,
     figure_of,
@@ -16,10 +15,10 @@ from dynbench.dashboards.figures.common import (
     series_key,
     series_of,
 )
-from dynbench.dashboards.model import Facet, Line, Panel, Point
+from dynbench.dashboards.model import Facet, Panel
+from dynbench.dashboards.samples import sampled
 from dynbench.dashboards.text import (
     length_text,
-    number_text,
     percent_text,
     plot_text,
     time_text,
@@ -35,19 +34,6 @@ _TRACKS = (  # title of the axis, domain, format of hover
     ("clock (MHz)", (0.27, 0.45)),
     ("power (W)", (0.0, 0.18)),
 )
-
-
-def sampled(facet: Facet, panel: Panel) -> list[tuple[Line, Point, list[list[float] | None]]]:
-    """Each line with the newest row of its longest length, and that row's lists; with samples."""
-    found = []
-    for line in panel.lines:
-        for point in reversed(line.points):
-            row = facet.rows.loc[point.case]
-            lists = [numbers_of(row[name]) for name in SAMPLE_COLUMNS]
-            if lists[0] and lists[1] and len(lists[0]) == len(lists[1]):
-                found.append((line, point, lists))
-                break
-    return found
 
 
 def samples_figure(facet: Facet, panel: Panel) -> go.Figure | None:
@@ -94,35 +80,6 @@ def case_figure() -> go.Figure:
         {**middle, "line": {"color": MUTED, "width": 1.5, "dash": "dash"}},
     ]
     return figure_of(traces, **layout)
-
-
-def drift(samples_ms: list[float]) -> float | None:
-    """How much slower the last quarter of the samples is than the first; None below 8 samples."""
-    if len(samples_ms) < 8:
-        return None
-    quarter = len(samples_ms) // 4
-    return statistics.median(samples_ms[-quarter:]) / statistics.median(samples_ms[:quarter]) - 1
-
-
-def samples_cells(lists: list[list[float] | None]) -> tuple[str, ...]:
-    """Count, duration, drift, and spans of clock and power, as a table has them."""
-    samples_ms, at_s = lists[0] or [], lists[1] or []
-    change = drift(samples_ms)
-    return (
-        str(len(samples_ms)),
-        f"{number_text(max(at_s, default=0.0) + samples_ms[-1] / 1000)} s",
-        f"{number_text(min(samples_ms), 4)}–{number_text(max(samples_ms), 4)}",
-        "" if change is None else f"{100 * change:+.1f} %",
-        _span(lists[2]),
-        _span(lists[3]),
-    )
-
-
-def _span(values: list[float] | None) -> str:
-    if not values:
-        return ""
-    low, high = whole_text(min(values)), whole_text(max(values))
-    return low if low == high else f"{low}–{high}"
 
 
 def _text(track: int, value: float, sample_ms: float, place: int) -> str:
