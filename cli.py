@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from dynbench.dashboards.change import Changes
+    from dynbench.dashboards.command import ReportOptions
 
 EXIT_USAGE, EXIT_INVALID_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 4, 70, 130
 PREPARE = "dynbench.suites.prepare:prepare"
@@ -142,7 +144,16 @@ _OUT = "Folder for runs (results/local if there is a folder results, else dynben
 _RESUME = "Measure what is missing in the newest run in --out (or the run that --out names)."
 _RUN = "A run's folder or name, or a parquet file; the newest run if not given."
 _RUNS = "Run folders, parquet files, folders of runs, or names of runs; the newest run if none."
-_PAGE = "The page; report.html in the (first) run's folder if not given."
+_PAGE = (
+    "The page, or the site's folder; report.html or site in the (first) run's folder if not given."
+)
+_PAGE_BASELINE = (
+    "Provider that speed-ups refer to; sdpa, else flash or another dense one, if not given."
+)
+_TWO = "Two runs, case by case, with the gate's verdicts and intervals."
+_HISTORY = "Latencies over commits, too."
+_SITE = "A folder with an index over all runs and machines, without limits of size."
+_FIGURES = "Every figure as SVG and PNG, too, in a folder figures."
 _BASELINE = "Provider that speed-ups refer to."
 _FILTER = "Comma list: only these rows."
 
@@ -253,7 +264,9 @@ def run(
         cases, options, root, resume=resume, chose_cpu=device is None and wanted.device == "cpu"
     )
     if report:
-        _write_page([path])
+        from dynbench.dashboards.command import ReportOptions
+
+        _write_report([path], ReportOptions())
 
 
 def _default_root() -> Path:
@@ -409,30 +422,56 @@ def show(
         _print_stages(console, chosen)
 
 
-@app.command(help="Write one self-contained HTML page about runs, and print its path.")
+@app.command(help="Write an HTML report about runs (a page, or a site), and print its path.")
 def report(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)] = None,
-    out: Annotated[Path | None, typer.Option(help=_PAGE, metavar="FILE")] = None,
-    baseline: Annotated[str, typer.Option(help=_BASELINE)] = "sdpa",
+    out: Annotated[Path | None, typer.Option(help=_PAGE, metavar="PATH")] = None,
+    baseline: Annotated[Text, typer.Option(help=_PAGE_BASELINE)] = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(help=_TWO, metavar="A B")] = None,
+    history: Annotated[bool, typer.Option("--history", help=_HISTORY)] = False,
+    site: Annotated[bool, typer.Option("--site", help=_SITE)] = False,
+    figures: Annotated[bool, typer.Option("--figures", help=_FIGURES)] = False,
 ) -> None:
-    _write_page(_run_paths(runs or []), out, baseline)
+    from dynbench.dashboards.command import ReportOptions
+
+    options = ReportOptions(out, baseline, history, site, figures)
+    _write_report(_run_paths(runs or list(compare or ())), options, compare)
 
 
-def _write_page(paths: Sequence[Path], out: Path | None = None, baseline: str = "sdpa") -> None:
-    """Write the page about the runs to ``out`` (beside the first run if None); print its path."""
-    from dynbench.dashboards.report import write_report
+def _write_report(
+    paths: Sequence[Path], options: ReportOptions, compare: tuple[str, str] | None = None
+) -> None:
+    """Write what the options ask for about the runs; print the paths."""
+    from dynbench.dashboards import command
+    from dynbench.dashboards.export import ExportError
 
-    page = out or (paths[0] if paths[0].is_dir() else paths[0].parent) / "report.html"
-    store.check_output_root(page.parent)
-    if page.is_dir():
-        raise UsageError(f"--out {page}: is a folder; name a file in it, such as report.html")
+    place = command.target(paths, options)
+    store.check_output_root(place if options.site else place.parent)
+    if place.is_dir() and not options.site:
+        raise UsageError(f"--out {place}: is a folder; name a file in it, such as report.html")
     frame, problems = _read(paths)
-    _check_baseline(frame, baseline)
+    if options.baseline is not None:
+        _check_baseline(frame, options.baseline)
+    changes = None if compare is None else _changes(*compare)
     try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        print(write_report(frame, page, baseline=baseline, problems=problems))
+        for path in command.write(frame, paths, options, problems=problems, changes=changes):
+            print(path)
     except OSError as error:
-        raise UsageError(f"--out {page}: {error.strerror}; name another file") from None
+        raise UsageError(f"--out {place}: {error.strerror}; name another file") from None
+    except ExportError as error:
+        raise UsageError(str(error)) from None
+
+
+def _changes(first: str, second: str) -> Changes:
+    """What the gate says of the second run's rows against the first's."""
+    from dynbench.dashboards.change import Changes
+    from dynbench.harness.gate import gating
+    from dynbench.harness.gate.baselines import Baseline
+    from dynbench.harness.gate.settings import Settings
+
+    one, other = _run_paths([first, second])
+    outcome = gating.gate_stored(Baseline(first, one, {}), other, Settings())
+    return Changes(one.name, other.name, outcome.records(), outcome.notes)
 
 
 def _check_baseline(frame: pd.DataFrame, baseline: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import pandas as pd
 
 from dynbench.dashboards.tables import Group, Table
 from dynbench.dashboards.text import (
@@ -28,6 +30,8 @@ class Changes:
     second: str
     records: Sequence[Mapping[str, Any]]
     notes: Sequence[str] = ()
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By ``case_id``: the place of its newest row in the report, and the comparison it is in."""
 
     @property
     def ordered(self) -> list[Mapping[str, Any]]:
@@ -51,13 +55,22 @@ class Changes:
         )
 
 
+def placed(changes: Changes, plain: pd.DataFrame) -> Changes:
+    """With the places of its cases among the prepared rows of the report."""
+    places = {
+        str(case_id): (int(place), int(facet))
+        for place, case_id, facet in plain[["case_id", "facet"]].itertuples()
+    }
+    return replace(changes, places=places)
+
+
 def change_table(changes: Changes) -> Table | None:
     """A row per case: both medians, the change with its bounds, the verdict and why."""
     if not changes.records:
         return None
     return Table(
         f"Change of the median from {label_text(changes.first)} to {label_text(changes.second)}",
-        ("case", "verdict", "A (ms)", "B (ms)", "change", "95 % bounds", "why", "command"),
+        ("case", "verdict", "A (ms)", "B (ms)", "change", "lies between", "why", "command"),
         tuple(Group(cell_text(str(r["label"])), (_row(r),)) for r in changes.ordered),
         text=("verdict",),
         prose=("why",),

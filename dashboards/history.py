@@ -39,7 +39,8 @@ class Step:
     q3_ms: float
     samples: int
     rows: int
-    case: int
+    case: int  # the place of its newest row among all rows of the report
+    facet: int  # and the comparison that it is part of
     software: tuple[str, ...]
     ratio: float | None = None  # over the commit before, None for the first one
     change: int = 0  # 1 slower, -1 faster, 0 neither: quartiles overlap, or less than the threshold
@@ -101,6 +102,17 @@ def build_history(plain: pd.DataFrame) -> list[HistoryGroup]:
             facet_titles(shared), rows.groupby("group", sort=True), strict=True
         )
     ]
+
+
+def homes_of(groups: Sequence[HistoryGroup]) -> dict[int, int]:
+    """The comparison of each row that a point opens."""
+    return {
+        step.case: step.facet
+        for group in groups
+        for panel in group.panels
+        for track in panel.tracks
+        for step in track.steps
+    }
 
 
 def changes(panels: Sequence[HistoryPanel]) -> list[tuple[HistoryPanel, Track, Step]]:
@@ -191,6 +203,7 @@ def _steps(rows: pd.DataFrame, commits: Sequence[str]) -> list[Step]:
             samples=int(held["sample_count"].sum()),
             rows=len(held),
             case=int(held.index.max()),
+            facet=int(held["facet"].iloc[-1]),
             software=tuple(str(held[name].iloc[-1]) for name in SOFTWARE),
         )
         steps.append(_compared(step, steps[-1]) if steps else step)

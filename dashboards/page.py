@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -23,8 +25,8 @@ from dynbench.dashboards.bundle import (
     template_source,
 )
 from dynbench.dashboards.cases import facts_of
-from dynbench.dashboards.change import Changes
-from dynbench.dashboards.history import HistoryGroup
+from dynbench.dashboards.change import Changes, placed
+from dynbench.dashboards.history import HistoryGroup, build_history
 from dynbench.dashboards.labels import facet_titles, machine_names
 from dynbench.dashboards.model import Facet
 from dynbench.dashboards.parts import Block, Part, change_part, facet_part, history_part
@@ -50,6 +52,18 @@ class Shown:
     problems: Sequence[str] = ()
     history: Sequence[HistoryGroup] | None = None
     changes: Changes | None = None
+
+
+def shown_of(
+    plain: pd.DataFrame, *, problems: Sequence[str], history: bool, changes: Changes | None
+) -> Shown:
+    """What a page of these prepared rows says beside its parts."""
+    return Shown(
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        problems=problems,
+        history=build_history(plain) if history else None,
+        changes=None if changes is None else placed(changes, plain),
+    )
 
 
 def render(facets: Sequence[Facet], shown: Shown) -> str:

@@ -19,7 +19,7 @@ from dynbench.dashboards.change import Changes, change_table
 from dynbench.dashboards.figures.answer import answer_figure
 from dynbench.dashboards.figures.change import change_figure
 from dynbench.dashboards.figures.history import history_figure, history_table
-from dynbench.dashboards.history import HistoryGroup
+from dynbench.dashboards.history import HistoryGroup, homes_of
 from dynbench.dashboards.history import headline as history_headline
 from dynbench.dashboards.machine import FactGroup, machine_card
 from dynbench.dashboards.model import Facet
@@ -110,6 +110,7 @@ class Part:
     data: Mapping[str, str]
     blocks: Sequence[Block] = ()
     complete: bool = True  # whether its figures are here
+    folder: str = ""  # of its data in a site, where its key alone is not unique
 
     @property
     def data_bytes(self) -> int:
@@ -136,9 +137,12 @@ class _Drawn:
         height_px = int(figure.layout.height) if figure is not None else 0
         return Slot(id_, heading, aria, number, height_px, block_of(table, f"{id_}-table"))
 
-    def packed(self, lines: Mapping[int, Sequence[str]]) -> str:
-        """All figures, and the lines that the filters know."""
-        return packed_json({"figures": [figure_json(f) for f in self.figures], "lines": lines})
+    def packed(
+        self, lines: Mapping[int, Sequence[str]], homes: Mapping[int, int] | None = None
+    ) -> str:
+        """All figures, the lines that the filters know, and where rows of other parts are."""
+        figures = [figure_json(figure) for figure in self.figures]
+        return packed_json({"figures": figures, "lines": lines, "homes": homes or {}})
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,9 @@ def history_part(groups: Sequence[HistoryGroup]) -> Part:
             for number, panel in enumerate(group.panels)
         )
         sections.append(Section(f"group{place}", group.title, "Lower is better.", _OVER, slots))
-    return _plain_part("history", "History over commits", history_headline(groups), made, sections)
+    homes = homes_of(groups)
+    headline = history_headline(groups)
+    return _plain_part("history", "History over commits", headline, made, sections, homes)
 
 
 def change_part(changes: Changes) -> Part:
@@ -272,7 +278,10 @@ def change_part(changes: Changes) -> Part:
     )
     section = Section("cases", "Change of the median latency", "Left is faster.", _BETWEEN, (slot,))
     title = f"Two runs: {label_text(changes.first)} and {label_text(changes.second)}"
-    return _plain_part("change", title, changes.headline, made, [section], changes.notes)
+    homes = dict(changes.places.values())
+    return _plain_part(
+        "change", title, changes.headline, made, [section], homes, notes=changes.notes
+    )
 
 
 _OVER = (
@@ -292,6 +301,7 @@ def _plain_part(
     headline: str,
     made: _Drawn,
     sections: Sequence[Section],
+    homes: Mapping[int, int],
     notes: Sequence[str] = (),
 ) -> Part:
     shown = [cell_text(note) for note in notes]
@@ -309,7 +319,7 @@ def _plain_part(
             .get_template("plain.html.j2")
             .render(key=key, title=title, headline=headline, sections=sections, notes=shown)
         ),
-        data={"figures": made.packed({})},
+        data={"figures": made.packed({}, homes)},
         blocks=[table for table in tables if table is not None],
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,24 +37,13 @@ def write_report(
         OSError: the file cannot be written.
     """
     from dynbench.dashboards import frame as frames
-    from dynbench.dashboards.history import build_history
     from dynbench.dashboards.model import facets_of
-    from dynbench.dashboards.page import Shown, render
+    from dynbench.dashboards.page import render, shown_of
 
     plain = frames.prepare(frame)
-    shown = Shown(
-        created=moment_text(),
-        problems=problems,
-        history=build_history(plain) if history else None,
-        changes=changes,
-    )
+    shown = shown_of(plain, problems=problems, history=history, changes=changes)
     write_text(Path(path), render(facets_of(plain, baseline), shown))
     return Path(path)
-
-
-def moment_text() -> str:
-    """When a page was written."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def write_text(path: Path, text: str) -> None:

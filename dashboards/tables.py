@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,8 +158,8 @@ def overview_table(facet: Facet) -> Table | None:
                             panel.title,
                             _pays_text(comparison),
                             ", ".join(near_length_text(c) for c in comparison.crossings),
-                            _lengths_text(comparison.losses),
-                            _lengths_text(comparison.ties),
+                            _lengths_text(comparison.losses, comparison),
+                            _lengths_text(comparison.ties, comparison),
                             f"{times_text(last.speedup)} at {length_text(last.seq_len)}",
                             _mean_text(comparison),
                             percent_text(last.point.sparsity),
@@ -265,8 +265,14 @@ def _pays_text(comparison: Comparison) -> str:
     return "does not" if comparison.gains[-1].sign else "no difference"
 
 
-def _lengths_text(gains: Iterable[Gain]) -> str:
-    return ", ".join(length_text(gain.seq_len) for gain in gains) or "nowhere"
+def _lengths_text(gains: Sequence[Gain], among: Comparison) -> str:
+    """The lengths; three or more that follow one another as ``8k–128k``."""
+    if not gains:
+        return "nowhere"
+    places = [among.gains.index(gain) for gain in gains]
+    if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
+        return f"{length_text(gains[0].seq_len)}–{length_text(gains[-1].seq_len)}"
+    return ", ".join(length_text(gain.seq_len) for gain in gains)
 
 
 def _mean_text(comparison: Comparison) -> str:

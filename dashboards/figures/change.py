@@ -33,7 +33,7 @@ def change_figure(changes: Changes) -> go.Figure | None:
     traces = [
         trace
         for verdict in ORDER
-        if (trace := _trace(verdict, shown)) is not None  # in one trace, for the legend
+        if (trace := _trace(changes, verdict, shown)) is not None  # in one trace, for the legend
     ]
     threshold = max(float(record["threshold"]) for record in shown)
     band = {
@@ -75,14 +75,14 @@ def change_figure(changes: Changes) -> go.Figure | None:
     )
 
 
-def _trace(verdict: str, shown: list[Mapping[str, Any]]) -> Trace | None:
+def _trace(changes: Changes, verdict: str, shown: list[Mapping[str, Any]]) -> Trace | None:
     held = [(place, r) for place, r in enumerate(shown) if str(r["verdict"]) == verdict]
     if not held:
         return None
     colour, symbol = _MARKS.get(verdict, ("black", "cross"))
     bounds = [
-        (r["change"] if r["low"] is None else r["low"], r["change"], r["high"] or r["change"])
-        for _, r in held
+        tuple(record["change"] if value is None else value for value in _bounds(record))
+        for _, record in held
     ]
     return {
         "type": "scatter",
@@ -92,6 +92,7 @@ def _trace(verdict: str, shown: list[Mapping[str, Any]]) -> Trace | None:
         "name": verdict,
         "hovertext": [_text(record) for _, record in held],
         "hoverinfo": "text",
+        "customdata": [changes.places.get(str(r["case_id"]), (None,))[0] for _, r in held],
         "error_x": {
             "type": "data",
             "symmetric": False,
@@ -102,6 +103,10 @@ def _trace(verdict: str, shown: list[Mapping[str, Any]]) -> Trace | None:
         },
         "marker": {"color": OKABE_ITO[colour], "symbol": symbol, "size": 11},
     }
+
+
+def _bounds(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return record["low"], record["change"], record["high"]
 
 
 def _text(record: Mapping[str, Any]) -> str:

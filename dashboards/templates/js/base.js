@@ -35,7 +35,8 @@ const packedText = async (id) => {
   const here = byId(id);
   if (here) return here.textContent;
   if (!root.dataset.plotly) return null;
-  if (!arrived.has(id)) await loadScript(`data/${id}.js`);
+  const folder = byId(id.split(".")[0])?.dataset.folder;
+  if (!arrived.has(id)) await loadScript(`data/${folder ? `${folder}/` : ""}${id}.js`);
   const text = arrived.get(id);
   arrived.delete(id);
   return text;

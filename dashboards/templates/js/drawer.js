@@ -74,22 +74,16 @@ const factsOfCase = (cases, at) => settings.schema.map(({ title, columns }) => {
   return element("section", { class: "fact-group" }, element("h3", {}, title), list);
 });
 
+let caseHomes = {}; // of a figure over several comparisons: which one has the row
+
 const openCase = async (place, opener) => {
-  const part = (opener.closest(".part") ?? shown());
-  let held = part;
-  let cases = await partJson(`${part.id}.cases`);
-  if (!cases?.rows.includes(place)) { // a figure over several comparisons
-    held = null;
-    for (const other of parts) {
-      if (!other.dataset.machine) continue;
-      cases = await partJson(`${other.id}.cases`);
-      if (cases?.rows.includes(place)) { held = other; break; }
-    }
-    if (!held) return;
-  }
+  const home = caseHomes[place];
+  const part = home === undefined ? opener.closest(".part") : byId(`f${home}`);
+  const cases = part ? await partJson(`${part.id}.cases`) : null;
+  if (!cases?.rows.includes(place)) return;
   const at = cases.rows.indexOf(place);
   const value = (name) => valueAt(cases, name, at);
-  const lists = await samplesFor(held, place);
+  const lists = await samplesFor(part, place);
   const title = [value("provider"), value("pass"), `${lengthText(value("seq_len"))} tokens`].filter(Boolean).join(", ");
   byId("drawer-title").textContent = title;
   const body = byId("drawer-body");

@@ -78,7 +78,7 @@ const makeWhat = () => {
   }
 };
 
-const knowLines = async (part, lines) => {
+const knowLines = (part, lines) => {
   const known = new Map(Object.entries(lines).map(([line, facts]) => [Number(line), factsOf(facts)]));
   const other = part.id !== byId("what")?.dataset.part;
   lineFacts = known;

@@ -136,8 +136,9 @@ const draw = async (target) => {
   if (part) {
     await unpack(part);
     const text = await partText(`${part.id}.figures`);
-    const { figures, lines } = coloured(text, theme);
-    await knowLines(part, lines);
+    const { figures, lines, homes } = coloured(text, theme);
+    caseHomes = homes;
+    knowLines(part, lines);
     if (mine !== turn) return;
     applyToTables(part);
     await showCases(part);
