@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -37,51 +38,76 @@ def answer_figure(facet: Facet) -> go.Figure | None:
     found = [(panel, best) for panel, best in found if best][:MAX_PASSES]
     if not found:
         return None
-    width = (1 - _GAP * (len(found) - 1)) / len(found)
     gains = [gain for _, best in found for held in best for gain in held.gains]
     y_axis = log_ticks([1.0, *(g.low for g in gains), *(g.high for g in gains)])
     low, high = y_axis["range"]
     traces: list[Trace] = []
-    notes: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
+    for suffix, (_, best) in zip(_suffixes(found), found, strict=True):
+        traces += [_trace(held, suffix) for held in best]
+        shapes += _fields(suffix, high)
+    title = f"speed-up over {plot_text(label_text(facet.baseline))} (times)"
+    beside = _layout(found, y_axis, title, high - low, stacked=False)
+    return figure_of(
+        traces,
+        margin={"l": 58, "r": 10, "t": 30, "b": 52},
+        hovermode="closest",
+        showlegend=False,
+        shapes=shapes,
+        meta={
+            "entries": [],
+            "narrow": _layout(found, y_axis, title, high - low, stacked=True),
+        },
+        **beside,
+    )
+
+
+def _suffixes(found: Sequence[Any]) -> list[str]:
+    """What plotly calls the axes of each plot by."""
+    return ["" if place == 0 else str(place + 1) for place in range(len(found))]
+
+
+def _layout(
+    found: list[tuple[Panel, list[Comparison]]],
+    y_axis: dict[str, Any],
+    title: str,
+    decades: float,
+    *,
+    stacked: bool,
+) -> dict[str, Any]:
+    """Axes and names of the plots, side by side, or one below the other in a narrow window."""
+    gap = _GAP * (3 if stacked else 1)
+    share = (1 - gap * (len(found) - 1)) / len(found)
     axes: dict[str, Any] = {}
-    for place, (panel, best) in enumerate(found):
-        suffix = "" if place == 0 else str(place + 1)
+    notes: list[dict[str, Any]] = []
+    for place, (suffix, (panel, best)) in enumerate(zip(_suffixes(found), found, strict=True)):
+        start = place * (share + gap)
+        x_domain = [0.0, 1.0] if stacked else [start, start + share]
+        y_domain = [1 - start - share, 1 - start] if stacked else [0.0, 1.0]
         lengths = sorted({gain.seq_len for held in best for gain in held.gains})
-        left = place * (width + _GAP)
         ticks = length_ticks(lengths)
-        start, end = ticks["range"]
-        ticks["range"] = [start, end + 0.3 * (end - start)]  # room for the names at the right
+        first, last = ticks["range"]
+        ticks["range"] = [first, last + 0.3 * (last - first)]  # room for the names at the right
         axes[f"xaxis{suffix}"] = {
             "type": "log",
-            "domain": [left, left + width],
+            "domain": x_domain,
             "anchor": f"y{suffix}",
             "title": {"text": "sequence length (tokens)"},
             **ticks,
         }
+        if stacked and place < len(found) - 1:
+            axes[f"xaxis{suffix}"]["title"] = {"text": ""}
         axes[f"yaxis{suffix}"] = {
             "type": "log",
+            "domain": y_domain,
             "anchor": f"x{suffix}",
+            **({"title": {"text": title}} if stacked or not place else {"showticklabels": False}),
             **y_axis,
-            **({"matches": "y", "showticklabels": False} if place else {}),
         }
-        traces += [_trace(held, suffix) for held in best]
-        notes += _names(best, suffix, high - low)
-        notes.append(_pass_name(panel, left))
-        shapes += _fields(suffix, high)
-    baseline = plot_text(label_text(facet.baseline))
-    axes["yaxis"]["title"] = {"text": f"speed-up over {baseline} (times)"}
-    return figure_of(
-        traces,
-        height=HEIGHT_PX,
-        margin={"l": 58, "r": 10, "t": 30, "b": 52},
-        hovermode="closest",
-        showlegend=False,
-        meta={"entries": []},
-        annotations=notes,
-        shapes=shapes,
-        **axes,
-    )
+        notes += _names(best, suffix, decades)
+        notes.append(_pass_name(panel, x_domain[0], y_domain[1]))
+    height = HEIGHT_PX * (len(found) if stacked else 1)
+    return {"height": height, "annotations": notes, **axes}
 
 
 def _trace(comparison: Comparison, suffix: str) -> Trace:
@@ -131,12 +157,12 @@ def _names(best: list[Comparison], suffix: str, decades: float) -> list[dict[str
     ]
 
 
-def _pass_name(panel: Panel, left: float) -> dict[str, Any]:
+def _pass_name(panel: Panel, left: float, top: float) -> dict[str, Any]:
     return {
         "xref": "paper",
         "yref": "paper",
         "x": left,
-        "y": 1,
+        "y": top,
         "xanchor": "left",
         "yanchor": "bottom",
         "showarrow": False,

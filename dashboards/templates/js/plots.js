@@ -13,6 +13,7 @@ const remember = (name) => {
   try { localStorage.setItem("dynbench-theme", name); } catch { /* private window */ }
 };
 let theme = remembered() ?? (dark.matches ? "dark" : "light");
+const NARROW_PX = 560;
 let turn = 0; // a later call of draw() ends an earlier one
 
 const loadPlotly = async () => {
@@ -105,14 +106,16 @@ const filtered = ({ data, layout }, keep) => {
 const plotsOf = (part) => (part ? [...part.querySelectorAll(".plot")] : []);
 
 const drawOne = async (plot, figures, name, widthPx) => {
-  const figure = filtered(figures[Number(plot.dataset.figure)], keepLine);
+  const roomPx = widthPx ?? plot.clientWidth;
+  const { data, layout } = figures[Number(plot.dataset.figure)];
+  const narrow = roomPx < NARROW_PX ? layout.meta.narrow : {};
+  const figure = filtered({ data, layout: { ...layout, ...narrow } }, keepLine);
   const place = plot.closest("figure");
   place.classList.toggle("nothing", figure === null);
   if (figure === null) {
     window.Plotly.purge(plot);
     return;
   }
-  const roomPx = widthPx ?? plot.clientWidth;
   const sized = fitted(figure.layout, figure.entries, roomPx, name);
   for (const trace of figure.data) if (trace.colorbar) trace.showscale = roomPx >= 480;
   if (widthPx) sized.width = widthPx;
