@@ -30,8 +30,6 @@ BRIEF_COLUMNS = (
     "latency_q1_ms",
     "latency_q3_ms",
     "sample_count",
-    "sparsity",
-    "rms_error",
     "command",
 )
 """What every row keeps where a report has too many rows for all of their columns."""

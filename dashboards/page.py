@@ -40,8 +40,8 @@ PLAIN_BYTES = 6_000_000
 WHOLE_ROWS = 10_000
 """With more rows than this only those that matter most keep all of their columns."""
 
-COMPLETE_FACETS = 60
-"""With more comparisons than this those that matter least come without figures."""
+FIGURES_BYTES = 2_000_000
+"""Packed figures of a page; comparisons beyond, those that matter least, come without them."""
 
 
 @dataclass(frozen=True)
@@ -95,24 +95,24 @@ def render(facets: Sequence[Facet], shown: Shown) -> str:
 
 
 def page_parts(facets: Sequence[Facet], shown: Shown) -> list[Part]:
-    """All parts, with what fits into one page: see ``WHOLE_ROWS`` and ``COMPLETE_FACETS``."""
+    """All parts, with what fits into one page: see ``WHOLE_ROWS`` and ``FIGURES_BYTES``."""
     rows = sum(len(facet.rows) for facet in facets)
-    ranked = sorted(facets, key=importance, reverse=True)
-    sampled = rows_that_matter(ranked, SAMPLED_ROWS)
-    complete = {facet.number for facet in ranked[:COMPLETE_FACETS]}
-    titled = titled_facets(facets)
-    parts = [
-        facet_part(
+    titled = sorted(titled_facets(facets), key=lambda held: importance(held[0]), reverse=True)
+    sampled = rows_that_matter([facet for facet, *_ in titled], SAMPLED_ROWS)
+    parts: dict[int, Part] = {}
+    figures_bytes = 0
+    for facet, title, facts in titled:
+        part = facet_part(
             facet,
             title,
             facts,
             whole=None if rows <= WHOLE_ROWS else sampled,
             sampled=sampled,
-            complete=facet.number in complete,
+            complete=figures_bytes < FIGURES_BYTES,
         )
-        for facet, title, facts in titled
-    ]
-    return [*extra_parts(shown), *parts]
+        figures_bytes += len(part.data["figures"])
+        parts[facet.number] = part
+    return [*extra_parts(shown), *(parts[facet.number] for facet in facets)]
 
 
 def extra_parts(shown: Shown) -> list[Part]:

@@ -180,7 +180,7 @@ def facet_part(
     """The part of one comparison.
 
     ``whole`` are the rows that keep all columns (None: all), ``sampled`` those that keep their
-    samples; without ``complete`` it has neither figures nor their tables.
+    samples; without ``complete`` it has its words and its cases alone, neither figures nor tables.
     """
     key = f"f{facet.number}"
     made = _Drawn(key)
@@ -200,8 +200,8 @@ def facet_part(
         found = views(facet.baseline, facet.suite)
         filled = [(view, _section(small, view, made)) for view in found]
         sections = tuple(one for view, one in filled if one.has_numbers or not view.optional)
-    details, left_out = failure_details(facet)
-    failures, failures_left_out = failures_table(facet)
+    details, left_out = failure_details(facet) if complete else ([], 0)
+    failures, failures_left_out = failures_table(facet) if complete else (None, 0)
     counts = {label_text(status): count for status, count in status_counts(facet).items()}
     body = FacetBody(
         key=key,
@@ -211,7 +211,7 @@ def facet_part(
         first=first,
         answer=answer,
         offered=[label_text(name) for name in baselines_offered(facet)],
-        overview=block_of(overview_table(small), f"{key}-overview-table"),
+        overview=block_of(overview_table(small) if complete else None, f"{key}-overview-table"),
         sections=sections,
         left_out=_left_out(facet, shown),
         card=machine_card(facet),

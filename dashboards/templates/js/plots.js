@@ -144,16 +144,16 @@ const draw = async (target) => {
     knowLines(part, lines);
     if (mine !== turn) return;
     applyToTables(part);
-    await showCases(part);
+    root.dataset.interactive = "yes";
     if (target) byId(target)?.scrollIntoView();
     for (const plot of plotsOf(part)) {
       if (mine !== turn) return;
       if (plot.closest("[hidden]")) continue;
       await drawOne(plot, figures, theme);
       plot.dataset.drawn = theme;
-      root.dataset.interactive = "yes";
       await new Promise((resume) => setTimeout(resume)); // the page stays responsive
     }
+    await showCases(part);
   }
   if (mine === turn) root.dataset.figures = "ready";
 };
