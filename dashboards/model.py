@@ -258,8 +258,10 @@ def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
 
 
 def _failures(plain: pd.DataFrame) -> dict[int, list[Failure]]:
+    """The newest failure of each line, length and status."""
     result: dict[int, list[Failure]] = defaultdict(list)
     failed = plain[(plain["status"] != "ok") & (plain["length"] > 0)]
+    failed = failed.drop_duplicates(["line", "length", "status"], keep="last")
     columns = ["line", "length", "status", "reason", "rms_error"]
     for case, line, length, status, reason, rms_error in failed[columns].itertuples():
         error = frames.number(rms_error)
