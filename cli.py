@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dynbench.dashboards import terminal
+from dynbench.dashboards import command, terminal
+from dynbench.dashboards.errors import ReportError
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
     from rich.table import Table
-
-    from dynbench.dashboards.change import Changes
-    from dynbench.dashboards.command import ReportOptions
 
 EXIT_USAGE, EXIT_INVALID_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 4, 70, 130
 PREPARE = "dynbench.suites.prepare:prepare"
@@ -97,7 +95,7 @@ def _mute_stdout() -> None:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of an exception."""
-    if isinstance(error, (UsageError, sweep.SweepError, store.OutputError)):
+    if isinstance(error, (UsageError, sweep.SweepError, store.OutputError, ReportError)):
         return EXIT_USAGE, str(error)
     if isinstance(error, GateError):
         return error.exit_code, str(error)
@@ -155,6 +153,7 @@ _HISTORY = "Latencies over commits, too."
 _SITE = "A folder with an index over all runs and machines, without limits of size."
 _FIGURES = "Every figure as SVG and PNG, too, in a folder figures."
 _BASELINE = "Provider that speed-ups refer to."
+_LIVE = "A run's folder or name; the newest one, also when a newer starts, if not given."
 _FILTER = "Comma list: only these rows."
 
 Text = str | None
@@ -264,9 +263,7 @@ def run(
         cases, options, root, resume=resume, chose_cpu=device is None and wanted.device == "cpu"
     )
     if report:
-        from dynbench.dashboards.command import ReportOptions
-
-        _write_report([path], ReportOptions())
+        _write_report([path], command.ReportOptions())
 
 
 def _default_root() -> Path:
@@ -432,46 +429,36 @@ def report(
     site: Annotated[bool, typer.Option("--site", help=_SITE)] = False,
     figures: Annotated[bool, typer.Option("--figures", help=_FIGURES)] = False,
 ) -> None:
-    from dynbench.dashboards.command import ReportOptions
-
-    options = ReportOptions(out, baseline, history, site, figures)
+    options = command.ReportOptions(out, baseline, history, site, figures)
     _write_report(_run_paths(runs or list(compare or ())), options, compare)
 
 
 def _write_report(
-    paths: Sequence[Path], options: ReportOptions, compare: tuple[str, str] | None = None
+    paths: Sequence[Path], options: command.ReportOptions, compare: tuple[str, str] | None = None
 ) -> None:
     """Write what the options ask for about the runs; print the paths."""
-    from dynbench.dashboards import command
-    from dynbench.dashboards.export import ExportError
-
-    place = command.target(paths, options)
-    store.check_output_root(place if options.site else place.parent)
-    if place.is_dir() and not options.site:
-        raise UsageError(f"--out {place}: is a folder; name a file in it, such as report.html")
+    command.check(paths, options)
     frame, problems = _read(paths)
     if options.baseline is not None:
         _check_baseline(frame, options.baseline)
-    changes = None if compare is None else _changes(*compare)
-    try:
-        for path in command.write(frame, paths, options, problems=problems, changes=changes):
-            print(path)
-    except OSError as error:
-        raise UsageError(f"--out {place}: {error.strerror}; name another file") from None
-    except ExportError as error:
-        raise UsageError(str(error)) from None
+    changes = command.changes_between(*_run_paths(compare)) if compare else None
+    for path in command.write(frame, paths, options, problems=problems, changes=changes):
+        print(path)
 
 
-def _changes(first: str, second: str) -> Changes:
-    """What the gate says of the second run's rows against the first's."""
-    from dynbench.dashboards.change import Changes
-    from dynbench.harness.gate import gating
-    from dynbench.harness.gate.baselines import Baseline
-    from dynbench.harness.gate.settings import Settings
+@app.command(help="Show a running sweep in the browser: rows as they land. Ctrl-C ends it.")
+def serve(
+    run_name: Annotated[Text, typer.Argument(metavar="[RUN]", help=_LIVE)] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8050,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    baseline: Annotated[Text, typer.Option(help=_PAGE_BASELINE)] = None,
+) -> None:
+    from dynbench.dashboards.live import live_app
 
-    one, other = _run_paths([first, second])
-    outcome = gating.gate_stored(Baseline(first, one, {}), other, Settings())
-    return Changes(one.name, other.name, outcome.records(), outcome.notes)
+    (path,) = _run_paths([run_name]) if run_name else [_default_root()]
+    view = live_app(lambda: command.live_rows(path), baseline)
+    print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    view.run(host=host, port=port, debug=False)
 
 
 def _check_baseline(frame: pd.DataFrame, baseline: str) -> None:

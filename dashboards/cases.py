@@ -68,6 +68,7 @@ def cases_json(facet: Facet, whole: Collection[int] | None = None) -> dict[str, 
         if column.kind == "floats":
             continue
         values = rows[name]
+        listed: list[Any]
         if column.kind in ("int", "float"):
             listed = _numbers(values, column.kind == "int")
         else:
@@ -143,7 +144,7 @@ def _text(name: str, text: str) -> str:
     return note + visible_lines(text[-DETAILS_CHARS:])
 
 
-def _words(listed: list[str | None]) -> Any:
+def _words(listed: list[Any]) -> Any:
     """A list of words, or its distinct words with a code for each place where that is shorter."""
     distinct = list(dict.fromkeys(listed))
     if len(distinct) > len(listed) / 2:

@@ -1,4 +1,4 @@
-"""What ``dynbench report`` writes: a page, a site, and figures."""
+"""What ``dynbench report`` writes and ``dynbench serve`` shows, from the paths of runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dynbench.dashboards.errors import ReportError
+from dynbench.harness.store import check_output_root, list_runs, read_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dynbench.dashboards.change import Changes
+    from dynbench.dashboards.live import LiveRows
 
 PAGE_FILE, SITE_FOLDER, FIGURES_FOLDER = "report.html", "site", "figures"
 
@@ -36,6 +40,14 @@ def target(paths: Sequence[Path], options: ReportOptions) -> Path:
     return options.out or first / (SITE_FOLDER if options.site else PAGE_FILE)
 
 
+def check(paths: Sequence[Path], options: ReportOptions) -> None:
+    """Raise OutputError or ReportError where the options name a place that cannot be written."""
+    place = target(paths, options)
+    check_output_root(place if options.site else place.parent)
+    if place.is_dir() and not options.site:
+        raise ReportError(f"--out {place}: is a folder; name a file in it, such as report.html")
+
+
 def write(
     frame: pd.DataFrame,
     paths: Sequence[Path],
@@ -46,35 +58,50 @@ def write(
 ) -> list[Path]:
     """Write the report of the rows; return what to look at: the page or index, the figures' folder.
 
-    Raises OSError where a file cannot be written, ``export.ExportError`` where figures cannot be.
+    Raises ReportError where a file or the figures cannot be written.
     """
     from dynbench.dashboards.report import write_report
     from dynbench.dashboards.site import write_site
 
     place = target(paths, options)
-    if options.site:
-        written = write_site(
-            frame,
-            place,
-            baseline=options.baseline,
-            problems=problems,
-            history=options.history,
-            changes=changes,
-            commands=_commands(paths),
-        )
-    else:
-        written = write_report(
-            frame,
-            place,
-            baseline=options.baseline,
-            problems=problems,
-            history=options.history,
-            changes=changes,
-        )
-    return [
-        written,
-        *(_figures(frame, written.parent, options, changes) if options.figures else []),
-    ]
+    asked: dict[str, Any] = {
+        "baseline": options.baseline,
+        "problems": problems,
+        "history": options.history,
+        "changes": changes,
+    }
+    try:
+        if options.site:
+            written = write_site(frame, place, commands=_commands(paths), **asked)
+        else:
+            written = write_report(frame, place, **asked)
+        if not options.figures:
+            return [written]
+        return [written, _figures(frame, written.parent, options, changes)]
+    except OSError as error:
+        raise ReportError(f"--out {place}: {error.strerror}; name another file") from None
+
+
+def changes_between(first: Path, second: Path) -> Changes:
+    """What the gate says of the second run's rows against the first's. Raises GateError."""
+    from dynbench.dashboards.change import Changes
+    from dynbench.harness.gate import gating
+    from dynbench.harness.gate.baselines import Baseline
+    from dynbench.harness.gate.settings import Settings
+
+    outcome = gating.gate_stored(Baseline(first.name, first, {}), second, Settings())
+    return Changes(first.name, second.name, outcome.records(), outcome.notes)
+
+
+def live_rows(path: Path) -> LiveRows:
+    """What the run at ``path``, or the newest one below it, has by now."""
+    from dynbench.dashboards.live import LiveRows
+
+    runs = list_runs(path)
+    frame, _ = read_runs([runs[-1].path] if runs else [])
+    if not runs:
+        return LiveRows("", frame)
+    return LiveRows(runs[-1].run_id, frame, runs[-1].planned_cases, runs[-1].finished)
 
 
 def _figures(

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from dynbench.dashboards import theme
 from dynbench.dashboards.change import Changes
+from dynbench.dashboards.errors import ReportError
 from dynbench.dashboards.figures.answer import answer_figure
 from dynbench.dashboards.figures.change import change_figure
 from dynbench.dashboards.figures.history import history_figure
@@ -25,20 +26,16 @@ WIDTH_PX = 900
 PNG_SCALE = 2
 
 
-class ExportError(Exception):
-    """Figures cannot be written here. One line: why, and what to do."""
-
-
 def export_figures(named: Sequence[tuple[str, go.Figure]], folder: Path) -> list[Path]:
     """Write each figure as ``NAME.svg`` and ``NAME.png`` into ``folder``; return the files.
 
-    Raises ExportError where kaleido or its browser is missing, OSError where a file cannot be
+    Raises ReportError where kaleido or its browser is missing, OSError where a file cannot be
     written.
     """
     try:
         import kaleido
     except ImportError:
-        raise ExportError(
+        raise ReportError(
             "--figures needs kaleido: pip install 'dynbench[figures]', and a Chrome or Chromium"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +50,7 @@ def export_figures(named: Sequence[tuple[str, go.Figure]], folder: Path) -> list
         kaleido.write_fig_from_object_sync(jobs)
     except Exception as error:  # kaleido's own classes differ between versions
         if type(error).__name__ == "ChromeNotFoundError":
-            raise ExportError(
+            raise ReportError(
                 "--figures needs Chrome or Chromium, which kaleido draws with: install it, or name "
                 "its program in BROWSER_PATH"
             ) from None

@@ -89,8 +89,8 @@ def write_site(
     folder = Path(folder)
     write_text(folder / PLOTLY_FILE, get_plotlyjs())
     by_machine: dict[str, list[tuple[Facet, str, Mapping[str, str]]]] = {}
-    for held in titled_facets(facets_of(plain, baseline)):
-        by_machine.setdefault(held[2]["machine"], []).append(held)
+    for titled in titled_facets(facets_of(plain, baseline)):
+        by_machine.setdefault(titled[2]["machine"], []).append(titled)
     pages: list[Page] = []
     for machine, held in by_machine.items():
         file = _file_name(machine, pages)
