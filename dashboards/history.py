@@ -140,9 +140,9 @@ def headline(groups: Sequence[HistoryGroup]) -> str:
     over = f"{count_text(len(tracks), 'case')} over {commits} commits"
     if not found:
         return f"Nothing changed in {over}"
-    parts = [f"{len(slower)} times slower"] * bool(slower)
-    parts += [f"{len(faster)} times faster"] * bool(faster)
-    text = f"{over}: {listing(parts)} than at the commit before"
+    parts = [count_text(len(slower), "slow-down")] * bool(slower)
+    parts += [count_text(len(faster), "speed-up")] * bool(faster)
+    text = f"{over}: {listing(parts)} from one commit to the next"
     if slower:
         _, track, step = slower[0]
         text += (

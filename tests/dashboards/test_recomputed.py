@@ -36,7 +36,7 @@ class Report:
         files = sorted((ROOT / "results" / folder).rglob("rows.parquet"))
         rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         for later in ("branches", "stages_ms"):  # columns younger than some of the files
-            rows[later] = rows[later] if later in rows else None
+            rows[later] = rows.get(later)
         rows["key_top_n"] = rows["top_n"].where(rows["target_sparsity"].isna())
         rows["id"] = rows["run_id"] + "/" + rows["case_id"]
         self.baseline = BASELINES[folder]
