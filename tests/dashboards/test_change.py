@@ -16,7 +16,7 @@ Build = Callable[..., dict]
 
 @pytest.fixture
 def changes(row: Build, tmp_path: Path) -> Changes:
-    """Two stored runs: sdpa as fast as before (ambiguous, of one process each), nsa half as fast, dynnsiha missing."""
+    """Two stored runs of one process: sdpa as fast as before, nsa slower, dynnsiha missing."""
     paths = []
     for name, factor in (("before", 1.0), ("after", 2.0)):
         with RunWriter.create(tmp_path, "dynbench run", run_id=name) as writer:

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -173,39 +172,6 @@ def test_small_frames_make_a_sensible_page(
         "bare": "There is nothing to report",
     }
     assert expected[keep] in words
-
-
-def large_frame(gpu_frame: pd.DataFrame, vary: str) -> pd.DataFrame:
-    copies = 10_000 // len(gpu_frame) + 1
-    frame = pd.concat([gpu_frame] * copies, ignore_index=True).head(10_000)
-    copy = frame.index // len(gpu_frame)
-    noise = 1 + 0.1 * pd.Series(range(10_000)).mul(0.618).mod(1)
-    frame["latency_ms"] = frame["latency_ms"] * noise
-    frame["command"] += " --out results/local/some-folder --seed " + frame.index.astype(str)
-    if vary == "lines":
-        frame["window"] = frame["window"].fillna(0) + copy
-    elif vary == "facets":
-        frame["git_commit"] = [f"{i % 40:040x}" for i in copy]
-    elif vary == "failures":
-        frame["status"], frame["reason"] = "error", "z" * 200 + frame.index.astype(str)
-        frame["details"] = "y" * 2000 + frame.index.astype(str)
-    return frame
-
-
-@pytest.mark.parametrize("vary", ["repeats", "lines", "facets", "failures"])
-def test_ten_thousand_rows_fit(gpu_frame: pd.DataFrame, tmp_path: Path, vary: str) -> None:
-    frame = large_frame(gpu_frame, vary)
-    began = time.process_time()
-    path = write_report(frame, tmp_path / "large.html")
-    assert time.process_time() - began < 10
-    assert path.stat().st_size < 8_000_000
-    html = path.read_text(encoding="utf-8")
-    packed = [
-        gzip.decompress(base64.b64decode(t)).decode()
-        for t in re.findall(r'data-packed="([^"]+)', html)
-    ]
-    assert len({row["command"] for row in rows_in(html)}) == 10_000, "no row is lost"
-    assert all("<table>" in text for text in packed)
 
 
 def test_the_file_is_replaced_in_one_step(cpu_frame: pd.DataFrame, tmp_path: Path) -> None:
