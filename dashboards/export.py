@@ -26,7 +26,9 @@ WIDTH_PX = 900
 PNG_SCALE = 2
 
 
-def export_figures(named: Sequence[tuple[str, go.Figure]], folder: Path) -> list[Path]:
+def export_figures(
+    named: Sequence[tuple[str, go.Figure]], folder: Path, formats: Sequence[str] = FORMATS
+) -> list[Path]:
     """Write each figure as ``NAME.svg`` and ``NAME.png`` into ``folder``; return the files.
 
     Raises ReportError where kaleido or its browser is missing, OSError where a file cannot be
@@ -41,7 +43,7 @@ def export_figures(named: Sequence[tuple[str, go.Figure]], folder: Path) -> list
     folder.mkdir(parents=True, exist_ok=True)
     jobs: list[dict[str, Any]] = []
     for name, figure in named:
-        for format_ in FORMATS:
+        for format_ in formats:
             scale = PNG_SCALE if format_ == "png" else 1
             opts = {"format": format_, "width": WIDTH_PX, "scale": scale}
             opts["height"] = figure.layout.height

@@ -148,3 +148,15 @@ def test_hostile_strings_in_a_case_are_text(show, row: Build) -> None:
     assert facts(page)["run_id"] == bad
     assert page.locator("#drawer .command pre").inner_text() == bad
     assert page.evaluate("window.hacked") is None
+
+
+def test_a_link_opens_its_case(show, cpu_frame: pd.DataFrame) -> None:
+    page = show(cpu_frame)
+    open_first(page, "nsa")
+    case = facts(page)["case_id"]
+    link = page.evaluate("location.hash")
+    page.keyboard.press("Escape")
+    page.wait_for_function("location.hash === '#f0'")
+    page.evaluate("(link) => { location.hash = link; }", link)
+    page.wait_for_function("document.querySelector('#drawer').dataset.shown !== undefined")
+    assert facts(page)["case_id"] == case

@@ -84,7 +84,8 @@ const openCase = async (place, opener) => {
   const at = cases.rows.indexOf(place);
   const value = (name) => valueAt(cases, name, at);
   const lists = await samplesFor(part, place);
-  const title = [value("provider"), value("pass"), `${lengthText(value("seq_len"))} tokens`].filter(Boolean).join(", ");
+  const label = part === shown() ? lineFacts.get(cases.lines[at])?.label : value("provider");
+  const title = [label, value("pass"), `${lengthText(value("seq_len"))} tokens`].filter(Boolean).join(", ");
   byId("drawer-title").textContent = title;
   const body = byId("drawer-body");
   const status = value("status");
@@ -115,5 +116,6 @@ const openCase = async (place, opener) => {
     await window.Plotly.newPlot(plot, data, layout, config);
     for (const button of plot.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
   }
+  history.replaceState(null, "", `#${part.id}-case-${place}`);
   drawer.dataset.shown = String(place);
 };

@@ -17,11 +17,18 @@ byId("part-choice")?.addEventListener("change", (event) => {
   redraw();
 });
 const partInHash = () => /^#(f\d+|history|change)/.exec(location.hash)?.[1];
+const caseInHash = () => { // a link to one case, such as #f0-case-12
+  const place = /^#f\d+-case-(\d+)$/.exec(location.hash)?.[1];
+  if (place !== undefined && shown()) openCase(Number(place), shown()).catch(fail);
+};
 window.addEventListener("hashchange", () => {
   const key = partInHash();
   if (key === undefined) return;
-  if (choose(key)) draw(location.hash.slice(1)).catch(fail);
-  else byId(location.hash.slice(1))?.scrollIntoView();
+  if (choose(key)) draw(location.hash.slice(1)).then(caseInHash).catch(fail);
+  else {
+    byId(location.hash.slice(1))?.scrollIntoView();
+    caseInHash();
+  }
 });
 
 byId("filters-button")?.addEventListener("click", () => {
@@ -38,6 +45,8 @@ byId("drawer").addEventListener("click", (event) => { // beside the drawer
 byId("drawer").addEventListener("close", () => {
   for (const plot of document.querySelectorAll(".case-plot")) window.Plotly?.purge(plot);
   byId("drawer-body").replaceChildren();
+  delete byId("drawer").dataset.shown;
+  if (/-case-\d+$/.test(location.hash)) history.replaceState(null, "", `#${shown().id}`);
 });
 
 document.addEventListener("toggle", (event) => {
@@ -59,5 +68,5 @@ window.addEventListener("afterprint", redraw);
 applyTheme();
 makeWhich();
 choose(partInHash() ?? root.dataset.chosen);
-if (parts.length) loadPlotly().then(() => draw(partInHash() ? location.hash.slice(1) : undefined)).catch(fail);
+if (parts.length) loadPlotly().then(() => draw(partInHash() ? location.hash.slice(1) : undefined)).then(caseInHash).catch(fail);
 else root.dataset.figures = "ready";
