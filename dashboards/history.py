@@ -43,7 +43,7 @@ class Step:
     facet: int  # and the comparison that it is part of
     software: tuple[str, ...]
     ratio: float | None = None  # over the commit before, None for the first one
-    change: int = 0  # 1 slower, -1 faster, 0 neither: quartiles overlap, or less than the threshold
+    change: int = 0  # 1 slower, -1 faster; 0: quartiles overlap, below threshold, other software
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ def _panels(rows: pd.DataFrame) -> list[HistoryPanel]:
         for record in records:
             label = labels[int(lines[_settings(record)]["line"])]
             variants = styles.setdefault(record["provider"], {})
-            style = style_of(record["provider"], variants.setdefault(label, len(variants)))
+            variant = f"{label} at {record['length']}"
+            style = style_of(record["provider"], variants.setdefault(variant, len(variants)))
             steps = _steps(held[held["track"] == record["track"]], commits)
             tracks.append(
                 Track(int(record["track"]), label, int(record["length"]), style, tuple(steps))
@@ -213,6 +214,7 @@ def _steps(rows: pd.DataFrame, commits: Sequence[str]) -> list[Step]:
 def _compared(step: Step, before: Step) -> Step:
     ratio = step.latency_ms / before.latency_ms
     apart = step.q1_ms > before.q3_ms or step.q3_ms < before.q1_ms
-    clear = apart and abs(math.log(ratio)) > math.log(1 + THRESHOLD)
+    same = step.software == before.software  # else the code is not all that changed
+    clear = same and apart and abs(math.log(ratio)) > math.log(1 + THRESHOLD)
     change = (1 if ratio > 1 else -1) if clear else 0
     return Step(**{**step.__dict__, "ratio": ratio, "change": change})

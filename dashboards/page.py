@@ -130,7 +130,7 @@ def titled_facets(facets: Sequence[Facet]) -> list[tuple[Facet, str, Mapping[str
 
 def chosen_part(parts: Sequence[Part]) -> Part | None:
     """What shows at first: two runs or a history that were asked for, else the richest answer."""
-    extra = [part for part in parts if not part.facts]
+    extra = [part for part in parts if not part.facts and part.blocks]
     if extra:
         return extra[0]
     return max(

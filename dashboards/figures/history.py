@@ -59,7 +59,7 @@ def history_table(panel: HistoryPanel) -> Table:
         tuple(
             Group(
                 f"{track.label}, {length_text(track.seq_len)}",
-                tuple(_row(step) for step in track.steps),
+                tuple(map(_row, track.steps, (None, *track.steps))),
             )
             for track in sorted(panel.tracks, key=_largest_change, reverse=True)
         ),
@@ -67,8 +67,10 @@ def history_table(panel: HistoryPanel) -> Table:
     )
 
 
-def _row(step: Step) -> tuple[str, ...]:
+def _row(step: Step, before: Step | None) -> tuple[str, ...]:
     verdict = {1: "slower", -1: "faster", 0: "no clear change"}[step.change]
+    if before is not None and before.software != step.software:
+        verdict = "other software"
     return (
         step.commit,
         number_text(step.latency_ms, 4),

@@ -70,6 +70,9 @@ def test_other_software_leaves_a_gap(row: Build) -> None:
     (group,) = history_of([old, {**new, "torch_version": "2.14.0"}])
     (line, *_) = history_figure(group.panels[0]).data
     assert list(line.y) == [1.0, None, 1.2]
+    rows = history_table(group.panels[0]).groups[0].rows
+    assert [r[-1] for r in rows] == ["first", "other software"]
+    assert headline([group]).startswith("Nothing changed")
 
 
 def test_machines_and_settings_are_not_joined(row: Build) -> None:
