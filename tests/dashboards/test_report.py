@@ -148,6 +148,10 @@ def test_strings_of_data_stay_text(row: Build, tmp_path: Path, text: str) -> Non
     assert len(page.attributes("script")) == 3 * len(figures_in(html)) + 3
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
     assert not set(html) & set("\u202e\u2066\x00\x1b")
+    told = [value for found in rows_in(html) for value in found.values() if isinstance(value, str)]
+    assert told
+    assert not set("".join(told)) & set("\u202e\u2066\x00\x1b\ud800")
+    assert max(map(len, told)) < 5000
     for figure in (figure for figures in figures_in(html) for figure in figures):
         for trace in figure["data"]:
             assert "<" not in trace.get("name", "")
