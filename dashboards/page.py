@@ -130,10 +130,8 @@ def titled_facets(facets: Sequence[Facet]) -> list[tuple[Facet, str, Mapping[str
 
 def chosen_part(parts: Sequence[Part]) -> Part | None:
     """What shows at first: two runs or a history that were asked for, else the richest answer."""
-    extra = [part for part in parts if not part.facts and part.blocks]
-    if extra:
-        return extra[0]
-    return max(
+    leading = next((part for part in parts if part.leads), None)
+    return leading or max(
         parts,
         key=lambda part: (part.complete, part.answered, part.counts.get("ok", 0)),
         default=None,

@@ -110,6 +110,7 @@ class Part:
     data: Mapping[str, str]
     blocks: Sequence[Block] = ()
     complete: bool = True  # whether its figures are here
+    leads: bool = False  # whether it shows at first: it was asked for, and has something to say
     folder: str = ""  # of its data in a site, where its key alone is not unique
 
     @property
@@ -321,6 +322,7 @@ def _plain_part(
         ),
         data={"figures": made.packed({}, homes)},
         blocks=[table for table in tables if table is not None],
+        leads=any(table is not None for table in tables),
     )
 
 
