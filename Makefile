@@ -1,12 +1,15 @@
 # Two commands do everything, in .venv:
 #   make bench   install, measure SEQ on the device that is here, write the HTML report
 #   make test    install with the test extras, run the tests
+#
+# make gallery draws the docs' pictures of the report anew, from GALLERY_RUNS.
 # Installing again is skipped until pyproject.toml or constraints.txt changes.
 
 PYTHON ?= python3
 VENV ?= .venv
 SEQ ?= 8k..128k
 BENCH_OPTIONS ?=
+GALLERY_RUNS ?= results/h100
 TEST_OPTIONS ?=
 
 BIN := $(VENV)/bin
@@ -27,7 +30,7 @@ INSTALL_TORCH = $(INSTALL) $(TORCH)
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: bench test lint venv
+.PHONY: bench test lint gallery venv
 
 bench: venv
 	$(BIN)/dynbench run --seq $(SEQ) --report $(BENCH_OPTIONS)
@@ -43,6 +46,9 @@ lint: $(VENV)/.installed-lint
 	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/dynbench
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy -m dynbench.cli -p dynbench.harness -p dynbench.suites \
 		-p dynbench.dashboards -p dynnsiha
+
+gallery: $(VENV)/.installed-figures
+	$(BIN)/python -m dynbench.dashboards.gallery $(GALLERY_RUNS) docs/images/report
 
 venv: $(VENV)/.installed
 

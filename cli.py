@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dynbench.dashboards import terminal
+from dynbench.dashboards import command, terminal
+from dynbench.dashboards.errors import ReportError
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dynbench.harness.crosscompile import Target
-
 
 EXIT_USAGE, EXIT_INVALID_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 4, 70, 130
 PREPARE = "dynbench.suites.prepare:prepare"
@@ -101,7 +101,8 @@ def _mute_stdout() -> None:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of an exception."""
-    if isinstance(error, (UsageError, sweep.SweepError, store.OutputError, GpuBusy)):
+    usage = (UsageError, sweep.SweepError, store.OutputError, GpuBusy, ReportError)
+    if isinstance(error, usage):
         return EXIT_USAGE, str(error)
     if isinstance(error, GateError):
         return error.exit_code, str(error)
@@ -153,8 +154,18 @@ _OUT = "Folder for runs (results/local if there is a folder results, else dynben
 _RESUME = "Measure what is missing in the newest run in --out (or the run that --out names)."
 _RUN = "A run's folder or name, or a parquet file; the newest run if not given."
 _RUNS = "Run folders, parquet files, folders of runs, or names of runs; the newest run if none."
-_PAGE = "The page; report.html in the (first) run's folder if not given."
+_PAGE = (
+    "The page, or the site's folder; report.html or site in the (first) run's folder if not given."
+)
+_PAGE_BASELINE = (
+    "Provider that speed-ups refer to; sdpa, else flash or another dense one, if not given."
+)
+_TWO = "Two runs, case by case, with the gate's verdicts and intervals."
+_HISTORY = "Latencies over commits, too."
+_SITE = "A folder with an index over all runs and machines, without limits of size."
+_FIGURES = "Every figure as SVG and PNG, too, in a folder figures."
 _BASELINE = "Provider that speed-ups refer to."
+_LIVE = "A run's folder or name; the newest one, also when a newer starts, if not given."
 _FILTER = "Comma list: only these rows."
 
 Text = str | None
@@ -274,7 +285,7 @@ def run(
             chose_cpu=device is None and wanted.device == "cpu",
         )
     if report:
-        _write_page([path])
+        _write_report([path], command.ReportOptions())
 
 
 def _console(*, outlive_pipe: bool = False) -> Console:
@@ -437,30 +448,46 @@ def show(
         _print_stages(console, chosen)
 
 
-@app.command(help="Write one self-contained HTML page about runs, and print its path.")
+@app.command(help="Write an HTML report about runs (a page, or a site), and print its path.")
 def report(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)] = None,
-    out: Annotated[Path | None, typer.Option(help=_PAGE, metavar="FILE")] = None,
-    baseline: Annotated[str, typer.Option(help=_BASELINE)] = "sdpa",
+    out: Annotated[Path | None, typer.Option(help=_PAGE, metavar="PATH")] = None,
+    baseline: Annotated[Text, typer.Option(help=_PAGE_BASELINE)] = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(help=_TWO, metavar="A B")] = None,
+    history: Annotated[bool, typer.Option("--history", help=_HISTORY)] = False,
+    site: Annotated[bool, typer.Option("--site", help=_SITE)] = False,
+    figures: Annotated[bool, typer.Option("--figures", help=_FIGURES)] = False,
 ) -> None:
-    _write_page(_run_paths(runs or []), out, baseline)
+    options = command.ReportOptions(out, baseline, history, site, figures)
+    _write_report(_run_paths(runs or list(compare or ())), options, compare)
 
 
-def _write_page(paths: Sequence[Path], out: Path | None = None, baseline: str = "sdpa") -> None:
-    """Write the page about the runs to ``out`` (beside the first run if None); print its path."""
-    from dynbench.dashboards.report import write_report
-
-    page = out or (paths[0] if paths[0].is_dir() else paths[0].parent) / "report.html"
-    store.check_output_root(page.parent)
-    if page.is_dir():
-        raise UsageError(f"--out {page}: is a folder; name a file in it, such as report.html")
+def _write_report(
+    paths: Sequence[Path], options: command.ReportOptions, compare: tuple[str, str] | None = None
+) -> None:
+    """Write what the options ask for about the runs; print the paths."""
+    command.check(paths, options)
     frame, problems = _read(paths)
-    _check_baseline(frame, baseline)
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        print(write_report(frame, page, baseline=baseline, problems=problems))
-    except OSError as error:
-        raise UsageError(f"--out {page}: {error.strerror}; name another file") from None
+    if options.baseline is not None:
+        _check_baseline(frame, options.baseline)
+    changes = command.changes_between(*_run_paths(compare)) if compare else None
+    for path in command.write(frame, paths, options, problems=problems, changes=changes):
+        print(path)
+
+
+@app.command(help="Show a running sweep in the browser: rows as they land. Ctrl-C ends it.")
+def serve(
+    run_name: Annotated[Text, typer.Argument(metavar="[RUN]", help=_LIVE)] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8050,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    baseline: Annotated[Text, typer.Option(help=_PAGE_BASELINE)] = None,
+) -> None:
+    from dynbench.dashboards.live import live_app
+
+    (path,) = _run_paths([run_name]) if run_name else [_default_root()]
+    view = live_app(lambda: command.live_rows(path), baseline)
+    print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    view.run(host=host, port=port, debug=False)
 
 
 def _check_baseline(frame: pd.DataFrame, baseline: str) -> None:

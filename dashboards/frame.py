@@ -58,6 +58,9 @@ LINE_COLUMNS = (
 )
 """Within a facet and pass, rows that differ in one of these never share a line."""
 
+DEFAULT_BASELINES = ("sdpa", "flash", "flex")
+"""Where no baseline is asked for, the first of these that a facet has numbers of."""
+
 PASS_ORDER = ("forward", "backward", "forward_backward", "decode", "train_step")
 
 _POINT_AGGREGATES = {  # column: how rows of one line and length (repeated runs) become a point
@@ -92,10 +95,10 @@ _BASELINE_AGGREGATES = {  # how rows of the baseline become what other rows are 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column of the schema in a plain type, and four more.
 
-    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""). The
-    columns ``facet`` and ``line`` number the groups from 0 in the order of their first row;
-    ``length`` is ``seq_len`` with -1 for none, and ``key_top_n`` is ``top_n`` except where
-    ``--sparsity`` solved it.
+    Numbers become float64 (missing: NaN), truth values and text become text (missing: ""), lists
+    of numbers stay as they are. The columns ``facet`` and ``line`` number the groups from 0 in the
+    order of their first row; ``length`` is ``seq_len`` with -1 for none, and ``key_top_n`` is
+    ``top_n`` except where ``--sparsity`` solved it.
     """
     plain = pd.DataFrame(
         {name: _plain_column(frame, name, column.kind) for name, column in COLUMNS.items()},
@@ -116,19 +119,40 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     return plain
 
 
-def points(plain: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def baselines(plain: pd.DataFrame, asked: str | None) -> dict[int, str]:
+    """The baseline of each facet: the one asked for, else the first of ``DEFAULT_BASELINES``.
+
+    Without any of them it is a dense provider that has numbers, else the first of the defaults.
+    """
+    facets = plain["facet"].unique()
+    if asked is not None:
+        return dict.fromkeys(map(int, facets), _text(asked))
+    found = dict.fromkeys(map(int, facets), DEFAULT_BASELINES[0])
+    held = measured(plain)[["facet", "provider", "lists"]].drop_duplicates()
+    for facet, rows in held.groupby("facet"):
+        dense = sorted(rows.loc[rows["lists"] == "dense", "provider"])
+        known = [name for name in DEFAULT_BASELINES if name in set(rows["provider"])]
+        found[int(str(facet))] = next(iter([*known, *dense]), DEFAULT_BASELINES[0])
+    return found
+
+
+def points(plain: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
     """One record per line and length with a number: rows of repeated runs joined.
 
     Medians of medians and of speed-ups, the widest quartiles, the sum of samples, the largest
-    memory and error, medians of stages; ``rows`` and ``runs`` count what was joined,
-    ``baseline_rows`` and ``baseline_samples`` what the speed-up is over. Only ``ok`` rows count: an
+    memory and error, medians of stages; ``rows`` and ``runs`` count what was joined, ``case`` is
+    the place of the newest, ``baseline_rows`` and ``baseline_samples`` count what the speed-up is
+    over. Only ``ok`` rows count: an
     output beyond its tolerance has no speed.
     """
     place = ["line", "length"]
-    rows = with_speedups(measured(plain), baseline)
+    ok = measured(plain)
+    own = baseline if isinstance(baseline, str) else baseline.loc[ok.index]
+    rows = with_speedups(ok, own)
     grouped = rows.groupby(place, sort=True)
     result = grouped.agg(_POINT_AGGREGATES)
     result["rows"], result["runs"] = grouped.size(), grouped["run_id"].nunique()
+    result["case"] = rows.index.to_series().groupby([rows[name] for name in place]).max()
     told = rows[rows["stages_ms"] != ""]
     result["stages_ms"] = told.groupby(place)["stages_ms"].agg(joined_stages)
     used = rows.drop_duplicates([*place, "baseline_run"]).groupby(place)
@@ -137,13 +161,14 @@ def points(plain: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return result.fillna({"stages_ms": ""}).reset_index()
 
 
-def with_speedups(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def with_speedups(rows: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
     """``rows`` with their speed-up over the baseline and its range, NaN where there is none.
 
-    A row is compared with the baseline of its own run, and with that of all runs joined only where
-    its run has none (``baseline_run`` is "" then): a machine's speed drifts between runs.
-    ``speedup_low`` and ``speedup_high`` put the quartiles against each other, the least and the
-    most favourable way; a missing quartile counts as the median.
+    ``baseline`` is a provider, or one for each row. A row is compared with the baseline of its own
+    run, and with that of all runs joined only where its run has none (``baseline_run`` is "" then):
+    a machine's speed drifts between runs. ``speedup_low`` and ``speedup_high`` put the quartiles
+    against each other, the least and the most favourable way; a missing quartile counts as the
+    median.
     """
     place = ["facet", "pass", "length"]
     reference = rows[rows["provider"] == baseline]
@@ -193,7 +218,9 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         numbers = pd.to_numeric(column, errors="coerce")
         values = pd.Series(numbers.to_numpy("float64", na_value=float("nan")), index=index)
         return values.where(values.abs() < float("inf"))
-    if kind in ("floats", "strings"):
+    if kind == "floats":
+        return pd.Series(column.to_numpy(dtype=object), index=index, dtype=object)
+    if kind == "strings":
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
     return pd.Series([_text(value) for value in column], index=index, dtype=object)
 

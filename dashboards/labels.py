@@ -120,6 +120,18 @@ def machine_text(row: Mapping[str, Any]) -> str:
     return label_text(row["cpu_name"] or "machine without a name")
 
 
+def machine_names(firsts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The machine of each facet in words; those of one name are told apart by their numbers."""
+    names = [machine_text(first) for first in firsts]
+    ids: dict[str, set[str]] = {}
+    for name, first in zip(names, firsts, strict=True):
+        ids.setdefault(name, set()).add(str(first["machine_id"]))
+    return [
+        name if len(ids[name]) == 1 else f"{name} ({label_text(first['machine_id'])[:8]})"
+        for name, first in zip(names, firsts, strict=True)
+    ]
+
+
 def shape_text(row: Mapping[str, Any]) -> str:
     """Heads and batch: ``64/4 heads of 128, batch 1``."""
     names = ("q_heads", "kv_heads", "head_dim")

@@ -42,6 +42,7 @@ class Point:
     rms_tolerance: float | None = None
     dense_error: float | None = None
     stages: Breakdown | None = None
+    case: int = -1  # the place of its newest row among all rows of the report
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Failure:
     status: str
     reason: str
     rms_error: float | None = None
+    case: int = -1
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Facet:
     number: int
     rows: pd.DataFrame
     panels: tuple[Panel, ...]
+    baseline: str = "sdpa"
 
     @property
     def suite(self) -> str:
@@ -140,21 +143,31 @@ def runs_text(point: Point) -> str:
     return f" [{point.runs} runs]" if point.runs > 1 else ""
 
 
-def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
-    """All facets of the rows, in the order of their first row."""
-    plain = frames.prepare(frame)
+def build_facets(frame: pd.DataFrame, baseline: str | None) -> list[Facet]:
+    """All facets of the rows, in the order of their first row.
+
+    ``baseline`` is the provider that speed-ups are over; None takes each facet's own (see
+    ``frame.baselines``).
+    """
+    return facets_of(frames.prepare(frame), baseline)
+
+
+def facets_of(plain: pd.DataFrame, asked: str | None) -> list[Facet]:
+    """``build_facets`` of rows that ``frame.prepare`` has prepared."""
     if plain.empty:
         return []
+    baselines = frames.baselines(plain, asked)
     records: dict[int, list[dict[str, Any]]] = defaultdict(list)
     columns = ["line", "facet", "pass", *frames.LINE_COLUMNS]
     for first in plain[columns].drop_duplicates("line").to_dict("records"):
         records[first["facet"]].append({str(name): value for name, value in first.items()})
     styles = _styles([record for held in records.values() for record in held])
-    joined = _points(frames.points(plain, baseline))
+    joined = _points(frames.points(plain, plain["facet"].map(baselines)))
     failures = _failures(plain)
     facets = []
     for number, rows in plain.groupby("facet", sort=True):
         held = records[int(str(number))]
+        baseline = baselines[int(str(number))]
         labels = line_labels(held)
         by_pass: dict[str, list[Line]] = defaultdict(list)
         for record in sorted(held, key=lambda record: order_key(record, baseline)):
@@ -173,13 +186,14 @@ def build_facets(frame: pd.DataFrame, baseline: str) -> list[Facet]:
             )
         panels = [
             Panel(pass_, baseline, tuple(by_pass[pass_]))
-            for pass_ in sorted(by_pass, key=_pass_rank)
+            for pass_ in sorted(by_pass, key=pass_rank)
         ]
-        facets.append(Facet(int(str(number)), rows, tuple(panels)))
+        facets.append(Facet(int(str(number)), rows, tuple(panels), baseline))
     return facets
 
 
-def _pass_rank(pass_: str) -> tuple[int, str]:
+def pass_rank(pass_: str) -> tuple[int, str]:
+    """Sorts passes: the known ones in their order, then others by name."""
     known = frames.PASS_ORDER
     return (known.index(pass_) if pass_ in known else len(known), pass_)
 
@@ -219,6 +233,7 @@ def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
                 baseline_rows=int(row["baseline_rows"]),
                 baseline_samples=int(row["baseline_samples"]),
                 stages=breakdown(row["stages_ms"], float(row["latency_ms"])),
+                case=int(row["case"]),
                 **{
                     name: frames.number(row[name])
                     for name in (
@@ -243,10 +258,12 @@ def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
 
 
 def _failures(plain: pd.DataFrame) -> dict[int, list[Failure]]:
+    """The newest failure of each line, length and status."""
     result: dict[int, list[Failure]] = defaultdict(list)
     failed = plain[(plain["status"] != "ok") & (plain["length"] > 0)]
+    failed = failed.drop_duplicates(["line", "length", "status"], keep="last")
     columns = ["line", "length", "status", "reason", "rms_error"]
-    for line, length, status, reason, rms_error in failed[columns].itertuples(index=False):
+    for case, line, length, status, reason, rms_error in failed[columns].itertuples():
         error = frames.number(rms_error)
-        result[line].append(Failure(int(length), status, reason, error))
+        result[line].append(Failure(int(length), status, reason, error, case))
     return result

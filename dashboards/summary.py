@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from dynbench.dashboards.compare import FOCUS, Comparison, Gain, best_by_lists
 from dynbench.dashboards.frame import distinct
-from dynbench.dashboards.labels import lists_text, settings_text
+from dynbench.dashboards.labels import (
+    lists_text,
+    machine_text,
+    settings_text,
+    shape_text,
+    value_text,
+)
 from dynbench.dashboards.model import Facet, Line, Panel
 from dynbench.dashboards.tables import NOT_MEASURED
 from dynbench.dashboards.text import (
@@ -36,7 +42,7 @@ class Answer:
     figure_note: str
     outcome: str  # "pays", "loses", or "ties" where there is no clear difference
     sentences: tuple[str, ...]
-    label: str = ""
+    line: int | None = None  # the line that it is about
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class FirstScreen:
     answers: tuple[Answer, ...]
     notes: tuple[str, ...]
     best: Comparison | None = None
+    lead: tuple[str, ...] = ()  # where, at which setting and error, and on what it rests
 
 
 def first_screen(facet: Facet) -> FirstScreen:
@@ -66,7 +73,14 @@ def first_screen(facet: Facet) -> FirstScreen:
     same_pass = [c for p, c in compared if p is facet.panels[0]]
     if same_pass:  # the forward pass leads where there is one
         panel, best = facet.panels[0], max(same_pass, key=lambda held: held.rank)
-    return FirstScreen(_headline(panel, best), tuple(answers), tuple(notes), best)
+    lead = (_where_sentence(facet), *answer(panel, best).sentences)
+    return FirstScreen(_headline(panel, best), tuple(answers), tuple(notes), best, lead)
+
+
+def importance(facet: Facet) -> tuple[bool, int]:
+    """Ranks facets: those with an answer, then those with more measured rows."""
+    answered = any(best_by_lists(panel) for panel in facet.panels)
+    return answered, int((facet.rows["status"] == "ok").sum())
 
 
 def answer(panel: Panel, comparison: Comparison) -> Answer:
@@ -106,7 +120,7 @@ def answer(panel: Panel, comparison: Comparison) -> Answer:
         figure_note=_speed_note(comparison, baseline),
         outcome=outcome,
         sentences=tuple(sentence for sentence in sentences if sentence),
-        label=line.label,
+        line=line.number,
     )
 
 
@@ -120,6 +134,19 @@ def status_counts(facet: Facet) -> dict[str, int]:
 def baselines_offered(facet: Facet) -> list[str]:
     """Providers with at least one ok row: what ``--baseline`` could name."""
     return distinct(line.provider for p in facet.panels for line in p.lines if line.points)
+
+
+def _where_sentence(facet: Facet) -> str:
+    """Machine, data type, shape and kind of inputs."""
+    first = {str(name): value for name, value in facet.rows.iloc[0].items()}
+    words = [
+        machine_text(first),
+        f"{value_text(first['cpu_threads'])} threads" if first["device"] == "cpu" else "",
+        label_text(first["dtype"]),
+        shape_text(first),
+        f"{label_text(first['inputs'])} inputs" if first["inputs"] else "",
+    ]
+    return f"Measured on {', '.join(word for word in words if word)}."
 
 
 def _headline(panel: Panel, best: Comparison) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 from dynbench.dashboards.compare import Comparison, Gain, comparisons
 from dynbench.dashboards.frame import number
 from dynbench.dashboards.model import Facet, Failure, Line, Panel, Point, runs_text
+from dynbench.dashboards.samples import sampled, samples_cells
 from dynbench.dashboards.stages import OTHER
 from dynbench.dashboards.text import (
     cell_text,
@@ -22,10 +23,8 @@ from dynbench.dashboards.text import (
     number_text,
     percent_text,
     plain_text,
-    time_text,
     times_text,
     visible_lines,
-    whole_text,
 )
 
 WIDE_LENGTHS = 12
@@ -33,6 +32,7 @@ WIDE_LENGTHS = 12
 
 NOT_MEASURED = "not measured"
 
+_FAILURES_SHOWN = 400
 _DETAILS_SHOWN = 40
 _DETAILS_CHARS = 4000
 
@@ -46,6 +46,7 @@ class Group:
 
     header: str
     rows: tuple[tuple[str, ...], ...]
+    line: int | None = None  # of which they are, for the page's filters
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,12 @@ def figure_table(
     if len(lengths) <= WIDE_LENGTHS:
         columns = ("line", *(length_text(seq_len) for seq_len in lengths))
         groups = [
-            Group(line.label, (tuple(cells.get(s, NOT_MEASURED) for s in lengths),))
+            Group(line.label, (tuple(cells.get(s, NOT_MEASURED) for s in lengths),), line.number)
             for line, cells in filled
         ]
         return Table(f"{caption}, by sequence length in tokens", columns, tuple(groups))
     groups = [
-        Group(line.label, tuple((length_text(s), cells[s]) for s in sorted(cells)))
+        Group(line.label, tuple((length_text(s), cells[s]) for s in sorted(cells)), line.number)
         for line, cells in filled
     ]
     return Table(caption, ("line", "length (tokens)", "value"), tuple(groups))
@@ -136,7 +137,7 @@ def stages_table(panel: Panel) -> Table | None:
         f"Stages of a call, {panel.title.lower()}: ms, and share of the median",
         ("line", "length (tokens)", "median (ms)", "sum of stages (ms)", *names, OTHER),
         tuple(
-            Group(line.label, tuple(by_line[line.number]))
+            Group(line.label, tuple(by_line[line.number]), line.number)
             for line in panel.lines
             if line.number in by_line
         ),
@@ -147,32 +148,35 @@ def overview_table(facet: Facet) -> Table | None:
     """Every line of a facet against the baseline: where it pays, how much, at what error."""
     groups = []
     for panel in facet.panels:
-        rows = []
         for comparison in comparisons(panel):
             last, worst = comparison.gains[-1], comparison.largest_error
-            rows.append(
-                (
+            groups.append(
+                Group(
                     comparison.line.label,
-                    _pays_text(comparison),
-                    ", ".join(near_length_text(c) for c in comparison.crossings),
-                    _lengths_text(comparison.losses),
-                    _lengths_text(comparison.ties),
-                    f"{times_text(last.speedup)} at {length_text(last.seq_len)}",
-                    _mean_text(comparison),
-                    percent_text(last.point.sparsity),
-                    plain_text(worst.rms_error) if worst else "",
-                    str(comparison.cases),
-                    str(comparison.samples),
+                    (
+                        (
+                            panel.title,
+                            _pays_text(comparison),
+                            ", ".join(near_length_text(c) for c in comparison.crossings),
+                            _lengths_text(comparison.losses, comparison),
+                            _lengths_text(comparison.ties, comparison),
+                            f"{times_text(last.speedup)} at {length_text(last.seq_len)}",
+                            _mean_text(comparison),
+                            percent_text(last.point.sparsity),
+                            plain_text(worst.rms_error) if worst else "",
+                            str(comparison.cases),
+                            str(comparison.samples),
+                        ),
+                    ),
+                    comparison.line.number,
                 )
             )
-        if rows:
-            groups.append(Group(panel.title, tuple(rows)))
     if not groups:
         return None
-    baseline = label_text(facet.panels[0].baseline)
+    baseline = label_text(facet.baseline)
     columns = (
-        "pass",
         "line",
+        "pass",
         "pays from",
         "crosses near",
         "slower at",
@@ -184,34 +188,45 @@ def overview_table(facet: Facet) -> Table | None:
         "cases",
         "samples",
     )
-    return Table(f"Every line against {baseline}", columns, tuple(groups), text=("line",))
+    return Table(f"Every line against {baseline}", columns, tuple(groups), text=("pass",))
 
 
-def cases_table(facet: Facet) -> Table | None:
-    """Every ok row of a facet: samples, what was measured and the command that repeats it."""
-    rows = facet.rows[facet.rows["status"] == "ok"]
-    table = Table(
-        "Measured cases",
-        ("line", *_CASE_CELLS),
-        _grouped(facet, rows, _CASE_CELLS, _CASE_COLUMNS),
-        text=("run",),
-        code=("command to repeat",),
+def samples_table(facet: Facet, panel: Panel) -> Table | None:
+    """What the samples' figure shows: a row per line; None without samples."""
+    groups = tuple(
+        Group(line.label, ((length_text(point.seq_len), *samples_cells(lists)),), line.number)
+        for line, point, lists in sampled(facet, panel)
     )
-    return _without_empty_columns(table) if table.groups else None
+    columns = (
+        "line",
+        "length (tokens)",
+        "samples",
+        "taken in",
+        "least to most (ms)",
+        "last quarter over first",
+        "clock (MHz)",
+        "power (W)",
+    )
+    caption = f"Samples of each line's longest length, {panel.title.lower()}"
+    return Table(caption, columns, groups) if groups else None
 
 
-def failures_table(facet: Facet) -> Table | None:
-    """Every row of a facet that is not ok, with its reason and the command that repeats it."""
+def failures_table(facet: Facet) -> tuple[Table | None, int]:
+    """Rows of a facet that are not ok, with reason and the command that repeats each.
+
+    And how many are left out: a table of hundreds is read by nobody, and the cases have all.
+    """
     rows = facet.rows[facet.rows["status"] != "ok"]
     table = Table(
         "Rows without a number",
         ("line", *_FAILURE_CELLS),
-        _grouped(facet, rows, _FAILURE_CELLS, _FAILURE_COLUMNS),
+        _grouped(facet, rows.head(_FAILURES_SHOWN), _FAILURE_CELLS, _FAILURE_COLUMNS),
         text=("status", "run"),
         prose=("reason",),
         code=("command to repeat",),
     )
-    return _without_empty_columns(table) if table.groups else None
+    left_out = max(0, len(rows) - _FAILURES_SHOWN)
+    return (_without_empty_columns(table), left_out) if table.groups else (None, 0)
 
 
 def failure_details(facet: Facet) -> tuple[list[Detail], int]:
@@ -250,8 +265,14 @@ def _pays_text(comparison: Comparison) -> str:
     return "does not" if comparison.gains[-1].sign else "no difference"
 
 
-def _lengths_text(gains: Iterable[Gain]) -> str:
-    return ", ".join(length_text(gain.seq_len) for gain in gains) or "nowhere"
+def _lengths_text(gains: Sequence[Gain], among: Comparison) -> str:
+    """The lengths; three or more that follow one another as ``8k–128k``."""
+    if not gains:
+        return "nowhere"
+    places = [among.gains.index(gain) for gain in gains]
+    if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
+        return f"{length_text(gains[0].seq_len)}–{length_text(gains[-1].seq_len)}"
+    return ", ".join(length_text(gain.seq_len) for gain in gains)
 
 
 def _mean_text(comparison: Comparison) -> str:
@@ -276,7 +297,7 @@ def _grouped(
         row = {str(name): value for name, value in record.items()}
         by_line.setdefault(row["line"], []).append(tuple(show(row) for show in cells.values()))
     return tuple(
-        Group(f"{line.label} ({panel.title.lower()})", tuple(by_line[line.number]))
+        Group(f"{line.label} ({panel.title.lower()})", tuple(by_line[line.number]), line.number)
         for panel in facet.panels
         for line in panel.lines
         if line.number in by_line
@@ -294,56 +315,16 @@ def _without_empty_columns(table: Table) -> Table:
         table,
         columns=(table.columns[0], *(table.columns[place + 1] for place in kept)),
         groups=tuple(
-            Group(group.header, tuple(tuple(row[place] for place in kept) for row in group.rows))
+            replace(group, rows=tuple(tuple(row[place] for place in kept) for row in group.rows))
             for group in table.groups
         ),
     )
-
-
-def _quartiles(row: dict[str, Any]) -> str:
-    low, high = number(row["latency_q1_ms"]), number(row["latency_q3_ms"])
-    return f"{number_text(low, 4)}–{number_text(high, 4)}" if low and high else ""
 
 
 def _shown(name: str, show: Callable[[float | None], str]) -> CellOfRow:
     return lambda row: show(number(row[name]))
 
 
-_CASE_CELLS: dict[str, CellOfRow] = {
-    "length (tokens)": _shown("seq_len", length_text),
-    "median (ms)": _shown("latency_ms", lambda value: number_text(value, 4)),
-    "quartiles (ms)": _quartiles,
-    "samples": _shown("sample_count", whole_text),
-    "±95 %": _shown("precision", percent_text),
-    "first call": _shown("compile_ms", time_text),
-    "pairs left out": _shown("sparsity", percent_text),
-    "blocks per query": _shown("mean_blocks", number_text),
-    "list overlap": _shown("list_overlap", percent_text),
-    "open neurons": _shown("activation_rate", percent_text),
-    "clock (MHz)": _shown("sm_clock_mhz", whole_text),
-    "throttled": _shown("throttled_samples", whole_text),
-    "seed": _shown("seed", whole_text),
-    "run": lambda row: label_text(row["run_id"]),
-    "command to repeat": lambda row: command_text(row["command"]),
-}
-_CASE_COLUMNS = (
-    "seq_len",
-    "latency_ms",
-    "latency_q1_ms",
-    "latency_q3_ms",
-    "sample_count",
-    "precision",
-    "compile_ms",
-    "sparsity",
-    "mean_blocks",
-    "list_overlap",
-    "activation_rate",
-    "sm_clock_mhz",
-    "throttled_samples",
-    "seed",
-    "run_id",
-    "command",
-)
 _FAILURE_CELLS: dict[str, CellOfRow] = {
     "length (tokens)": _shown("seq_len", length_text),
     "status": lambda row: label_text(row["status"]) or "no status",

@@ -128,6 +128,11 @@ def template(theme: str) -> go.layout.Template:
                 "font": {"family": FONT, "size": 12, "color": colours["ink"]},
                 "align": "left",
             },
+            "modebar": {
+                "bgcolor": "rgba(0,0,0,0)",
+                "color": colours["muted"],
+                "activecolor": colours["ink"],
+            },
             "annotationdefaults": {"font": {"size": 12, "color": colours["muted"]}},
         },
         data={

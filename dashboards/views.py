@@ -13,6 +13,7 @@ from dynbench.dashboards.figures import (
     latency,
     memory,
     roofline,
+    samples,
     speedup,
     stages,
     throughput,
@@ -22,6 +23,7 @@ from dynbench.dashboards.tables import (
     Table,
     figure_table,
     latency_cell,
+    samples_table,
     stages_table,
     status_text,
 )
@@ -41,13 +43,13 @@ class View:
     cell: Callable[[Panel, Line, Point], str]
     failure: Callable[[Failure], str] = status_text
     only_sparse: bool = False  # whether dense lines have no place here
-    tabulate: Callable[[Panel], Table | None] | None = None  # instead of a table of cells
+    tabulate: Callable[[Facet, Panel], Table | None] | None = None  # instead of a table of cells
     optional: bool = False  # left out of the page where no row has these numbers
 
-    def table(self, panel: Panel) -> Table | None:
+    def table(self, facet: Facet, panel: Panel) -> Table | None:
         """The numbers of the figure."""
         if self.tabulate is not None:
-            return self.tabulate(panel)
+            return self.tabulate(facet, panel)
         caption = f"{self.title}, {panel.title.lower()}: {self.unit}"
         lines = [line for line in panel.lines if line.is_sparse or not self.only_sparse]
         return figure_table(
@@ -62,7 +64,8 @@ def views(baseline: str, suite: str = "attention") -> tuple[View, ...]:
     that it is another number for each provider.
     """
     work = [view for view in _work_views() if (view.key, suite) != ("dense-equivalent", "layer")]
-    return (*_speed_views(label_text(baseline)), _stages_view(), *work, *_quality_views())
+    speed = _speed_views(label_text(baseline))
+    return (*speed, _stages_view(), *work, *_quality_views(), _samples_view())
 
 
 def _speed_views(name: str) -> tuple[View, ...]:
@@ -112,7 +115,7 @@ def _stages_view() -> View:
         "ms and share of the median",
         lambda facet, panel: stages.stages_figure(panel),
         lambda panel, line, point: "",
-        tabulate=stages_table,
+        tabulate=lambda facet, panel: stages_table(panel),
         optional=True,
     )
 
@@ -182,6 +185,21 @@ def _quality_views() -> tuple[View, ...]:
             lambda facet, panel: error.distance_figure(panel),
             lambda panel, line, point: error.distance_cell(line, point),
         ),
+    )
+
+
+def _samples_view() -> View:
+    return View(
+        "samples",
+        "Samples in the order taken",
+        "Flat is better: a slope is drift, a step another clock.",
+        "Every sample of each line's longest length, over its median, with the clock and the power "
+        "nearest to it. A point opens the case, which has the same figure for any other row.",
+        "samples",
+        samples.samples_figure,
+        lambda panel, line, point: "",
+        tabulate=samples_table,
+        optional=True,
     )
 
 

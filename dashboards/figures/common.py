@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dynbench.dashboards.labels import lists_text
-from dynbench.dashboards.model import Line, Panel, Point, runs_text
+from dynbench.dashboards.model import Failure, Line, Panel, Point, runs_text
 from dynbench.dashboards.text import label_text, length_text, plain_text, plot_text
 from dynbench.dashboards.theme import MUTED, Style
 
@@ -68,11 +68,12 @@ class Path:
     x: list[float | None]
     y: list[float | None]
     hover: list[str]
+    cases: list[int | None]  # the row that a click opens
 
 
 def path_of(series: Series, value: ValueOf, text: TextOf, x: ValueOf | None = None) -> Path:
     """Points of a series on logarithmic axes: values missing or not positive are left out."""
-    path = Path([], [], [])
+    path = Path([], [], [], [])
     for line in series.lines:
         drawn = [(point, _positive(value(line, point))) for point in line.points]
         shown = [(point, y) for point, y in drawn if y is not None]
@@ -80,11 +81,13 @@ def path_of(series: Series, value: ValueOf, text: TextOf, x: ValueOf | None = No
             path.x.append(None)
             path.y.append(None)
             path.hover.append("")
+            path.cases.append(None)
         for point, y in shown:
             path.x.append(point.seq_len if x is None else _positive(x(line, point)))
             path.y.append(y)
             shown_text = f"{text(line, point)}{runs_text(point)}"
             path.hover.append(hover_text(line.label, point.seq_len, shown_text))
+            path.cases.append(point.case)
     return path
 
 
@@ -102,6 +105,8 @@ def line_trace(series: Series, path: Path) -> Trace:
         "y": path.y,
         "hovertext": path.hover,
         "hoverinfo": "text",
+        "customdata": path.cases,
+        "meta": line_meta(series),
         "mode": "lines+markers",
         "name": plot_text(series.label),
         "legendgroup": series_key(series),
@@ -119,6 +124,8 @@ def mark_trace(series: Series, marks: Path, *, in_legend: bool) -> Trace:
         "y": marks.y,
         "hovertext": marks.hover,
         "hoverinfo": "text",
+        "customdata": marks.cases,
+        "meta": line_meta(series),
         "mode": "markers",
         "name": plot_text(series.label),
         "legendgroup": series_key(series),
@@ -130,6 +137,11 @@ def mark_trace(series: Series, marks: Path, *, in_legend: bool) -> Trace:
             "line": {"width": 1.5, "color": MUTED},
         },
     }
+
+
+def line_meta(series: Series) -> dict[str, Any]:
+    """What the page's filters ask of a trace: the numbers of its lines."""
+    return {"lines": [line.number for line in series.lines]}
 
 
 def series_key(series: Series) -> str:
@@ -233,12 +245,12 @@ def log_ticks(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def failures(panel: Panel, *statuses: str) -> Iterator[tuple[Line, int, str]]:
-    """Line, length and reason of failures with one of ``statuses`` at lengths without a number."""
+def failures(panel: Panel, *statuses: str) -> Iterator[tuple[Line, Failure]]:
+    """Lines and failures with one of ``statuses`` at lengths without a number."""
     for line in panel.lines:
-        for seq_len, failure in sorted(line.failed_lengths.items()):
+        for _, failure in sorted(line.failed_lengths.items()):
             if failure.status in statuses:
-                yield line, seq_len, failure.reason
+                yield line, failure
 
 
 def reference_line(text: str, x: list[float], y: list[float], dash: str = "dash") -> Trace:

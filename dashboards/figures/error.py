@@ -34,18 +34,18 @@ def error_figure(panel: Panel) -> go.Figure | None:
     for series in series_of(lines):
         path = path_of(series, _rms_error, _error_text)
         traces.append(line_trace(series, path))
-        beyond = [
-            (line, f.seq_len, f.rms_error)
-            for line in series.lines
-            for f in line.failures
-            if f.rms_error
-        ]
+        beyond = [(line, f) for line in series.lines for f in line.failures if f.rms_error]
         if beyond:
             hover = [
-                hover_text(line.label, s, f"incorrect, error {plain_text(e)}")
-                for line, s, e in beyond
+                hover_text(line.label, f.seq_len, f"incorrect, error {plain_text(f.rms_error)}")
+                for line, f in beyond
             ]
-            marks = Path([s for _, s, _ in beyond], [e for *_, e in beyond], hover)
+            marks = Path(
+                [failure.seq_len for _, failure in beyond],
+                [failure.rms_error for _, failure in beyond],
+                hover,
+                [failure.case for _, failure in beyond],
+            )
             traces.append(mark_trace(series, marks, in_legend=not path.x))
     return finished(
         traces,

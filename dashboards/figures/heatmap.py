@@ -65,6 +65,7 @@ def heatmap_figure(panel: Panel) -> go.Figure | None:
         "y": list(range(len(lines))),
         "z": [row[0] for row in rows],
         "hovertext": [row[2] for row in rows],
+        "customdata": [_cases(line, lengths) for line in lines],
         "hoverinfo": "text",
         "zmid": 0,
         "zmin": -extent,
@@ -80,7 +81,7 @@ def heatmap_figure(panel: Panel) -> go.Figure | None:
         [heat, _empty_cells(heat, lines, lengths)] if written else [heat],
         height=130 + ROW_HEIGHT_PX * min(max(3, len(lines)), MAX_NAMED_ROWS),
         margin={"l": 16, "r": 16, "t": 12, "b": 56},
-        meta={"entries": []},
+        meta={"entries": [], "rows": [line.number for line in lines]},
         xaxis={"type": "category", "title": {"text": "sequence length (tokens)"}},
         yaxis={
             "tickvals": named,
@@ -130,6 +131,13 @@ def _row(line: Line, lengths: list[int]) -> tuple[list[float | None], list[str],
         text = f"{speedup_text(point)}{left_out}{runs_text(point)}"
         hovers.append(hover_text(line.label, seq_len, text))
     return z, texts, hovers
+
+
+def _cases(line: Line, lengths: list[int]) -> list[int | None]:
+    """The row that a click on each cell opens."""
+    at = {s: failure.case for s, failure in line.failed_lengths.items()}
+    at |= {point.seq_len: point.case for point in line.points}
+    return [at.get(seq_len) for seq_len in lengths]
 
 
 def _row_name(line: Line) -> str:

@@ -9,6 +9,7 @@ from dynbench.dashboards.figures.common import (
     Series,
     Trace,
     finished,
+    line_meta,
     line_trace,
     path_of,
     series_key,
@@ -70,6 +71,7 @@ def _band(series: Series) -> Trace | None:
         "fillcolor": translucent(series.style.colour, 0.22),
         "line": {"width": 0},
         "hoverinfo": "skip",
+        "meta": line_meta(series),
         "legendgroup": series_key(series),
         "showlegend": False,
     }

@@ -33,7 +33,7 @@ def memory_figure(panel: Panel) -> go.Figure | None:
     known = [line for line in panel.lines if any(p.peak_memory_bytes for p in line.points)]
     if not known and not out:
         return None
-    drawn = {line.number for line, _, _ in out} | {line.number for line in known}
+    drawn = {line.number for line, _ in out} | {line.number for line in known}
     lines = [line for line in panel.lines if line.number in drawn]
     peaks = [p.peak_memory_bytes for line in known for p in line.points if p.peak_memory_bytes]
     top, bottom = max(peaks, default=2.0**30), min(peaks, default=2.0**30)
@@ -43,13 +43,18 @@ def memory_figure(panel: Panel) -> go.Figure | None:
         path = path_of(series, _peak_bytes, _peak_text)
         traces.append(line_trace(series, path))
         numbers = {line.number for line in series.lines}
-        marks = [(line, s, reason) for line, s, reason in out if line.number in numbers]
+        marks = [(line, failure) for line, failure in out if line.number in numbers]
         if marks:
             hover = [
-                hover_text(line.label, s, f"out of memory. {cell_text(reason)[:160]}")
-                for line, s, reason in marks
+                hover_text(line.label, f.seq_len, f"out of memory. {cell_text(f.reason)[:160]}")
+                for line, f in marks
             ]
-            crosses = Path([s for _, s, _ in marks], [height] * len(marks), hover)
+            crosses = Path(
+                [failure.seq_len for _, failure in marks],
+                [height] * len(marks),
+                hover,
+                [failure.case for _, failure in marks],
+            )
             traces.append(mark_trace(series, crosses, in_legend=not path.x))
             height *= 1.7
     y_axis: dict[str, Any] = _byte_ticks(bottom, top) if peaks else {"showticklabels": False}

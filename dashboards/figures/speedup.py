@@ -14,6 +14,7 @@ from dynbench.dashboards.figures.common import (
     Trace,
     finished,
     length_ticks,
+    line_meta,
     line_trace,
     path_of,
     reference_line,
@@ -78,7 +79,8 @@ def _crossing_traces(panel: Panel, series: Series) -> list[Trace]:
         for line, crossing in found
     ]
     ring = _ring([crossing for _, crossing in found], series.style.colour)
-    more = {"hovertext": hover, "hoverinfo": "text", "legendgroup": series_key(series)}
+    more: Trace = {"hovertext": hover, "hoverinfo": "text", "meta": line_meta(series)}
+    more["legendgroup"] = series_key(series)
     return [{**ring, **more, "showlegend": False}] if found else []
 
 
@@ -108,6 +110,7 @@ def _crossing_labels(panel: Panel) -> list[dict[str, Any]]:
     last.sort(key=lambda item: item[0])
     return [
         {
+            "name": f"line {line.number}",  # which the page's filters ask
             "x": math.log10(crossing),
             "y": 0,
             "text": near_length_text(crossing),

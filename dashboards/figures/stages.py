@@ -53,7 +53,10 @@ def stages_figure(panel: Panel) -> go.Figure | None:
             "yanchor": "bottom",
             "traceorder": "normal",
         },
-        meta={"entries": [len(trace["name"]) for trace in traces]},
+        meta={
+            "entries": [len(trace["name"]) for trace in traces],
+            "rows": [line.number for line, *_ in bars],
+        },
         xaxis={
             "title": {"text": "share of the whole call's median"},
             "tickformat": ".0%",
@@ -71,13 +74,14 @@ def stages_figure(panel: Panel) -> go.Figure | None:
 
 def _trace(name: str, place: int | None, bars: list[tuple[Line, Point, Breakdown]]) -> Trace:
     """One stage of all bars that have it; ``place`` among the stages, None for what they leave."""
-    x, y, hover = [], [], []
+    x, y, hover, cases = [], [], [], []
     for at, (line, point, stages) in enumerate(bars):
         ms = dict(stages.with_other).get(name)
         if ms is None:
             continue
         x.append(float(f"{stages.share(ms):.4g}"))
         y.append(at)
+        cases.append(point.case)
         text = f"{name} {time_text(ms)}, {stages.share_text(ms)}"
         sums = f"stages {time_text(stages.sum_ms)} of {time_text(stages.whole_ms)}"
         hover.append(hover_text(line.label, point.seq_len, f"{text}; {sums}{runs_text(point)}"))
@@ -89,6 +93,7 @@ def _trace(name: str, place: int | None, bars: list[tuple[Line, Point, Breakdown
         "name": plot_text(name),
         "hovertext": hover,
         "hoverinfo": "text",
+        "customdata": cases,
         "marker": _marker(place),
     }
 

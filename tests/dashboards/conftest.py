@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from dynbench.dashboards.report import write_report
 from dynbench.harness.schema import complete_row
 
 Row = dict[str, Any]
@@ -280,3 +284,77 @@ def mixed_frame(gpu_frame: pd.DataFrame, cpu_frame: pd.DataFrame) -> pd.DataFram
     """Both machines, and a second shape on the GPU."""
     headless = gpu_frame[gpu_frame["status"] == "ok"].assign(q_heads=32, kv_heads=32)
     return pd.concat([gpu_frame, cpu_frame, headless], ignore_index=True)
+
+
+def _missing(why: str) -> None:
+    if os.environ.get("DYNBENCH_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"DYNBENCH_REQUIRE_BROWSER=1, but {why}")
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("no browser test: playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((found for name in names if (found := shutil.which(name))), None)
+    if program is None:
+        _missing("no browser test: there is no chromium on PATH")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser) -> Iterator[Callable]:
+    """Opens a file without a network; afterwards fails on any request or console error."""
+    trouble: list[str] = []
+    contexts: list = []
+
+    def open_file(path: Path, *, width: int = 1280, **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, offline=True, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: trouble.append(f"page error: {error}"))
+        page.on(
+            "console",
+            lambda message: (
+                trouble.append(f"console: {message.text}")
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
+        page.on(
+            "request",
+            lambda request: (
+                trouble.append(f"request: {request.url}")
+                if request.url.startswith(("http", "ws"))
+                else None
+            ),
+        )
+        page.goto(path.as_uri())
+        ready = "['ready', 'failed'].includes(document.documentElement.dataset.figures)"
+        page.wait_for_function(ready, timeout=60_000)
+        assert page.evaluate("document.documentElement.dataset.figures") == "ready"
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def show(opened, tmp_path: Path) -> Callable:
+    """Writes a report and opens it as ``opened`` does."""
+
+    def show_report(frame: pd.DataFrame, *, report: dict | None = None, **options):
+        path = tmp_path / f"report{len(list(tmp_path.iterdir()))}.html"
+        return opened(write_report(frame, path, **(report or {})), **options)
+
+    return show_report

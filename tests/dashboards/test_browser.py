@@ -1,87 +1,19 @@
 """The page in a real browser, with every request refused."""
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pandas as pd
 import pytest
-
-from dynbench.dashboards.report import write_report
 
 pytestmark = pytest.mark.browser
 Build = Callable[..., dict]
 READY = "['ready', 'failed'].includes(document.documentElement.dataset.figures)"
 
 
-def _missing(why: str) -> None:
-    if os.environ.get("DYNBENCH_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"DYNBENCH_REQUIRE_BROWSER=1, but {why}")
-    pytest.skip(why)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _missing("no browser test: playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((found for name in names if (found := shutil.which(name))), None)
-    if program is None:
-        _missing("no browser test: there is no chromium on PATH")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path: Path) -> Iterator[Callable]:
-    """Writes a report and opens it; afterwards fails on any request or console error."""
-    trouble: list[str] = []
-    contexts: list = []
-
-    def open_report(frame: pd.DataFrame, *, width: int = 1280, **options):
-        path = write_report(frame, tmp_path / f"report{len(contexts)}.html")
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, offline=True, **options
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: trouble.append(f"page error: {error}"))
-        page.on(
-            "console",
-            lambda message: (
-                trouble.append(f"console: {message.text}")
-                if message.type in ("error", "warning")
-                else None
-            ),
-        )
-        page.on(
-            "request",
-            lambda request: (
-                trouble.append(f"request: {request.url}")
-                if request.url.startswith(("http", "ws"))
-                else None
-            ),
-        )
-        page.goto(path.as_uri())
-        page.wait_for_function(READY, timeout=60_000)
-        assert page.evaluate("document.documentElement.dataset.figures") == "ready"
-        return page
-
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert trouble == []
-
-
 def drawn(page) -> list[int]:
     """For each visible place of a figure: how many points, cells and bars stand in it."""
     return page.evaluate(
-        """() => [...document.querySelectorAll('.facet:not([hidden]) .plot')].map((plot) =>
+        """() => [...document.querySelectorAll('.part:not([hidden]) .plot')].map((plot) =>
             plot.querySelectorAll(
                 '.scatterlayer path.point, .heatmaplayer image, .barlayer path').length)"""
     )
@@ -90,7 +22,7 @@ def drawn(page) -> list[int]:
 def test_every_figure_draws(show, gpu_frame: pd.DataFrame) -> None:
     page = show(gpu_frame)
     counts = drawn(page)
-    assert len(counts) == 20
+    assert len(counts) == 23
     assert all(counts)
     titles = page.locator(".plot .xtitle, .plot .ytitle").all_text_contents()
     assert "latency (ms)" in titles
@@ -107,7 +39,7 @@ def test_nothing_is_wider_than_the_window(show, cpu_frame: pd.DataFrame, width: 
     page = show(cpu_frame, width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     overlapping = page.evaluate(
-        """() => [...document.querySelectorAll('.facet:not([hidden]) .plot')].filter((plot) => {
+        """() => [...document.querySelectorAll('.part:not([hidden]) .plot')].filter((plot) => {
             const legend = plot.querySelector('.legend')?.getBoundingClientRect();
             const title = plot.querySelector('.xtitle')?.getBoundingClientRect();
             return legend && title && legend.top < title.bottom - 2;
@@ -120,9 +52,9 @@ def test_themes_follow_the_system_and_the_button(show, cpu_frame: pd.DataFrame) 
     page = show(cpu_frame, color_scheme="dark")
     ink = "getComputedStyle(document.querySelector('.plot .xtitle')).fill"
     assert page.evaluate(ink) == "rgb(154, 166, 180)"
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "theme"
+    for stop in ("", "filters-button", "theme"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == stop
     page.keyboard.press("Enter")
     page.wait_for_function(f"{READY} && document.querySelector('.plot').dataset.drawn === 'light'")
     assert page.evaluate(ink) == "rgb(91, 103, 118)"
@@ -131,12 +63,12 @@ def test_themes_follow_the_system_and_the_button(show, cpu_frame: pd.DataFrame) 
 
 def test_the_selector_changes_the_comparison(show, mixed_frame: pd.DataFrame) -> None:
     page = show(mixed_frame)
-    assert "H100" in page.locator(".facet:not([hidden]) .eyebrow").inner_text()
-    page.select_option("#facet-choice", index=1)
+    assert "H100" in page.locator(".part:not([hidden]) .eyebrow").inner_text()
+    page.select_option("#part-choice", index=1)
     page.wait_for_function(
-        "document.querySelectorAll('.facet:not([hidden]) .plot[data-drawn]').length === 10"
+        "document.querySelectorAll('.part:not([hidden]) .plot[data-drawn]').length === 12"
     )
-    assert "Xeon" in page.locator(".facet:not([hidden]) .eyebrow").inner_text()
+    assert "Xeon" in page.locator(".part:not([hidden]) .eyebrow").inner_text()
     assert all(drawn(page))
     page.locator("#everything a").nth(2).click()
     page.wait_for_function("document.querySelector('#f2').hidden === false")
@@ -144,9 +76,9 @@ def test_the_selector_changes_the_comparison(show, mixed_frame: pd.DataFrame) ->
 
 def test_details_scroll_areas_and_links_take_the_focus(show, cpu_frame: pd.DataFrame) -> None:
     page = show(cpu_frame)
-    page.locator(".facet summary").first.focus()
+    page.locator(".part summary").first.focus()
     page.keyboard.press("Enter")
-    table = page.locator(".facet details[open] table").first
+    table = page.locator(".part details[open] table").first
     assert table.is_visible()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "scroll"
@@ -155,7 +87,7 @@ def test_details_scroll_areas_and_links_take_the_focus(show, cpu_frame: pd.DataF
 def test_the_charts_buttons_are_no_stops_of_the_tab_key(show, cpu_frame: pd.DataFrame) -> None:
     page = show(cpu_frame)
     stops = page.evaluate(
-        """() => [...document.querySelectorAll('.facet:not([hidden]) .plot *')]
+        """() => [...document.querySelectorAll('.part:not([hidden]) .plot *')]
             .filter((element) => element.tabIndex >= 0).length"""
     )
     assert page.locator(".modebar-btn").count() > 0
@@ -210,11 +142,10 @@ def test_packed_parts_unpack(show, cpu_frame: pd.DataFrame, row: Build, monkeypa
     frame = pd.concat([cpu_frame, failed, cpu_frame.assign(machine_id="another")])
     page = show(frame)
     assert page.locator("#f0-failures table").is_visible()
-    page.locator("#f0-cases summary").click()
-    page.locator("#f0-cases table").wait_for()
-    assert page.locator("#f0-cases tbody tr").count() == len(cpu_frame)
-    page.select_option("#facet-choice", "1")
-    page.wait_for_function("document.querySelectorAll('#f1 .plot[data-drawn]').length === 10")
+    page.locator("#f0-latency summary").click()
+    page.locator("#f0-latency table").wait_for()
+    page.select_option("#part-choice", "f1")
+    page.wait_for_function("document.querySelectorAll('#f1 .plot[data-drawn]').length === 12")
     assert all(drawn(page))
 
 

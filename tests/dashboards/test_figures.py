@@ -33,7 +33,7 @@ def gpu_facet(gpu_frame: pd.DataFrame) -> Facet:
 @pytest.mark.parametrize("view", views("sdpa"), ids=lambda view: view.key)
 def test_every_figure_is_valid_and_has_its_table(gpu_facet: Facet, view) -> None:
     for panel in gpu_facet.panels:
-        figure, table = view.draw(gpu_facet, panel), view.table(panel)
+        figure, table = view.draw(gpu_facet, panel), view.table(gpu_facet, panel)
         assert figure is not None
         assert table is not None
         content = figure.to_plotly_json()
@@ -139,7 +139,8 @@ def test_heat_map_keeps_what_failed_and_names_what_is_missing(row: Build) -> Non
         *(row("gpu", provider, 16384) for provider in ("sdpa", "nsa")),
         row("gpu", "dynnsiha", 32768, target_sparsity=0.9, status="unsupported", reason="0.86"),
     ]
-    panel = panel_of(pd.DataFrame(rows))
+    facet = build_facets(pd.DataFrame(rows), "sdpa")[0]
+    panel = facet.panels[0]
     figure = heatmap.heatmap_figure(panel)
     heat, empty = figure.data
     assert list(heat.x) == list(empty.x) == ["8k", "16k", "32k"]
@@ -151,7 +152,7 @@ def test_heat_map_keeps_what_failed_and_names_what_is_missing(row: Build) -> Non
     ]
     for numbers, words in zip(heat.z, empty.text, strict=True):
         assert [z is None for z in numbers] == [bool(word) for word in words]
-    table = VIEWS["heatmap"].table(panel)
+    table = VIEWS["heatmap"].table(facet, panel)
     assert table.columns[1:] == heat.x
     assert len(table.groups) == len(heat.z)
 
@@ -162,8 +163,9 @@ def test_joined_runs_are_named_in_hover_and_table(row: Build) -> None:
         for provider, run in (("sdpa", "a"), ("nsa", "a"), ("nsa", "b"))
     ]
     facet = build_facets(pd.DataFrame(rows), "sdpa")[0]
+    panel = facet.panels[0]
     for key in ("latency", "speedup", "heatmap", "memory"):
-        figure, table = VIEWS[key].draw(facet, facet.panels[0]), VIEWS[key].table(facet.panels[0])
+        figure, table = VIEWS[key].draw(facet, panel), VIEWS[key].table(facet, panel)
         texts = str([trace.hovertext for trace in figure.data if trace.hovertext is not None])
         assert texts.count("[2 runs]") == 1
         cells = {group.header: group.rows[0][0] for group in table.groups}

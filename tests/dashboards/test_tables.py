@@ -20,25 +20,27 @@ def cells(table: tables.Table) -> list[tuple[str, ...]]:
     return [row for group in table.groups for row in group.rows]
 
 
-def test_every_row_and_its_command_is_in_exactly_one_table(
-    gpu_frame: pd.DataFrame, gpu_facet: Facet
+def test_failures_are_listed_up_to_a_limit(
+    gpu_frame: pd.DataFrame, gpu_facet: Facet, monkeypatch
 ) -> None:
-    ok, failed = tables.cases_table(gpu_facet), tables.failures_table(gpu_facet)
-    assert len(cells(ok)) == (gpu_frame["status"] == "ok").sum()
-    assert len(cells(failed)) == (gpu_frame["status"] != "ok").sum()
-    commands = sorted(row[-1] for table in (ok, failed) for row in cells(table))
-    assert commands == sorted(gpu_frame["command"])
-    assert all(len(row) == len(ok.columns) - 1 for row in cells(ok))
+    failed = gpu_frame[gpu_frame["status"] != "ok"]
+    table, left_out = tables.failures_table(gpu_facet)
+    assert left_out == 0
+    assert sorted(row[-1] for row in cells(table)) == sorted(failed["command"])
+    monkeypatch.setattr(tables, "_FAILURES_SHOWN", 3)
+    table, left_out = tables.failures_table(gpu_facet)
+    assert len(cells(table)) == 3
+    assert left_out == len(failed) - 3
 
 
 def test_failures_give_status_and_reason(gpu_frame: pd.DataFrame, gpu_facet: Facet) -> None:
-    rows = {row[1:3] for row in cells(tables.failures_table(gpu_facet))}
+    rows = {row[1:3] for row in cells(tables.failures_table(gpu_facet)[0])}
     failed = gpu_frame[gpu_frame["status"] != "ok"]
     assert rows == set(zip(failed["status"], failed["reason"], strict=True))
 
 
 def test_figure_tables_show_numbers_and_failures(gpu_facet: Facet) -> None:
-    table = VIEWS["latency"].table(gpu_facet.panels[0])
+    table = VIEWS["latency"].table(gpu_facet, gpu_facet.panels[0])
     assert table.columns == ("line", "8k", "16k", "32k", "64k", "128k")
     by_line = {group.header: group.rows[0] for group in table.groups}
     assert by_line["sdpa:math"][2:] == ("out_of_memory",) * 3
@@ -49,7 +51,8 @@ def test_figure_tables_show_numbers_and_failures(gpu_facet: Facet) -> None:
 
 def test_a_table_of_many_lengths_is_long(row: Build) -> None:
     frame = pd.DataFrame([row("gpu", "sdpa", 1000 + i) for i in range(20)])
-    table = VIEWS["latency"].table(build_facets(frame, "sdpa")[0].panels[0])
+    facet = build_facets(frame, "sdpa")[0]
+    table = VIEWS["latency"].table(facet, facet.panels[0])
     assert table.columns == ("line", "length (tokens)", "value")
     assert len(cells(table)) == 20
 
@@ -57,8 +60,10 @@ def test_a_table_of_many_lengths_is_long(row: Build) -> None:
 def test_overview_has_all_lines_with_their_evidence(gpu_facet: Facet) -> None:
     table = tables.overview_table(gpu_facet)
     columns = table.columns[1:]
-    rows = [dict(zip(columns, row, strict=True)) for row in cells(table)]
-    math_row = next(row for row in rows if row["line"] == "sdpa:math")
+    group = next(group for group in table.groups if group.header == "sdpa:math")
+    math_row = dict(zip(columns, group.rows[0], strict=True))
+    assert math_row["pass"] == "Forward"
+    assert group.line in {line.number for line in gpu_facet.panels[0].lines}
     assert math_row["pays from"] == "does not"
     assert math_row["slower at"] == "8k, 16k"
     assert math_row["no difference at"] == "nowhere"
@@ -83,20 +88,33 @@ def test_a_cell_without_any_row_says_so(row: Build) -> None:
         row("gpu", "sdpa", 16384, peak_memory_bytes=None),
         row("gpu", "nsa", 8192),
     ]
-    panel = build_facets(pd.DataFrame(rows), "sdpa")[0].panels[0]
-    by_line = {group.header: group.rows[0] for group in VIEWS["memory"].table(panel).groups}
+    facet = build_facets(pd.DataFrame(rows), "sdpa")[0]
+    table = VIEWS["memory"].table(facet, facet.panels[0])
+    by_line = {group.header: group.rows[0] for group in table.groups}
     assert by_line["nsa"][1] == "not measured"
     assert by_line["sdpa"][1] == "", "there is a row, but not this number"
 
 
 def test_the_heat_maps_table_has_sparse_lines_only(gpu_facet: Facet) -> None:
-    table = VIEWS["heatmap"].table(gpu_facet.panels[0])
+    table = VIEWS["heatmap"].table(gpu_facet, gpu_facet.panels[0])
     assert {group.header.split(" ")[0] for group in table.groups} == {"nsa", "dynnsiha"}
 
 
 def test_columns_without_any_value_are_left_out(row: Build) -> None:
-    frame = pd.DataFrame([row("gpu", "sdpa", 8192, throttled_samples=None)])
-    assert "throttled" not in tables.cases_table(build_facets(frame, "sdpa")[0]).columns
+    frame = pd.DataFrame([row("gpu", "sdpa", 8192, status="error", reason=None)])
+    table, _ = tables.failures_table(build_facets(frame, "sdpa")[0])
+    assert "reason" not in table.columns
+    assert "status" in table.columns
+
+
+def test_many_lengths_in_a_row_are_named_by_their_ends(row: Build) -> None:
+    rows = [
+        row("gpu", provider, 1024 * 2**power, latency_ms=ms)
+        for power in range(4)
+        for provider, ms in (("sdpa", 1.0), ("nsa", 2.0))
+    ]
+    (group,) = tables.overview_table(build_facets(pd.DataFrame(rows), "sdpa")[0]).groups
+    assert "1k–8k" in group.rows[0]
 
 
 def test_equal_details_are_shown_once_and_long_ones_are_cut(row: Build) -> None:

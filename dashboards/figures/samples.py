@@ -1,0 +1,142 @@
+"""Samples in the order taken, against time, with the clock and the power beside them."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import plotly.graph_objects as go
+
+from dynbench.dashboards.figures.common import (
+    Trace,
+    figure_of,
+    hover_text,
+    line_meta,
+    series_key,
+    series_of,
+)
+from dynbench.dashboards.model import Facet, Panel
+from dynbench.dashboards.samples import sampled
+from dynbench.dashboards.text import (
+    length_text,
+    percent_text,
+    plot_text,
+    time_text,
+    whole_text,
+)
+from dynbench.dashboards.theme import MUTED, Style
+
+MAX_LINES = 10
+"""Lines drawn: more would hide one another."""
+
+_TRACKS = (  # title of the axis, domain, format of hover
+    ("latency over its median", (0.52, 1.0)),
+    ("clock (MHz)", (0.27, 0.45)),
+    ("power (W)", (0.0, 0.18)),
+)
+
+
+def samples_figure(facet: Facet, panel: Panel) -> go.Figure | None:
+    """Samples of each line's longest length over time; None where no row has any."""
+    found = {line.number: (point, lists) for line, point, lists in sampled(facet, panel)}
+    lines = [line for line in panel.lines if line.number in found][:MAX_LINES]
+    if not lines:
+        return None
+    traces: list[Trace] = []
+    for series in series_of(lines):
+        line = series.lines[0]
+        point, lists = found[line.number]
+        samples_ms, at_s = lists[0] or [], lists[1] or []
+        median_ms = statistics.median(samples_ms)
+        ratios = [float(f"{value / median_ms:.5g}") for value in samples_ms]
+        tracks = (ratios, lists[2], lists[3])
+        for track, values in enumerate(tracks):
+            if values is None or len(values) != len(at_s):
+                continue
+            texts = [
+                hover_text(line.label, point.seq_len, _text(track, value, samples_ms[place], place))
+                for place, value in enumerate(values)
+            ]
+            trace = _track_trace(track, at_s, values, texts, series.style)
+            more = {"customdata": [point.case] * len(values), "meta": line_meta(series)}
+            trace |= {**more, "legendgroup": series_key(series), "showlegend": track == 0}
+            trace["name"] = plot_text(f"{series.label}, {length_text(point.seq_len)}")
+            traces.append(trace)
+    return figure_of(traces, **_layout([len(t["name"]) for t in traces if t["showlegend"]]))
+
+
+def case_figure() -> go.Figure:
+    """The figure of one case in the drawer: the page fills in its samples."""
+    style = Style("#0072B2", "solid", "circle")
+    traces = [_track_trace(track, [], [], [], style) for track in range(len(_TRACKS))]
+    for trace in traces:
+        trace |= {"showlegend": False, "hoverinfo": "x+y"}
+    layout = _layout([])
+    layout["yaxis"]["title"]["text"] = "latency (ms)"
+    band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "line": {"width": 0}}
+    middle = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y"}
+    layout["shapes"] = [
+        {**band, "fillcolor": MUTED, "opacity": 0.18, "layer": "below"},
+        {**middle, "line": {"color": MUTED, "width": 1.5, "dash": "dash"}},
+    ]
+    return figure_of(traces, **layout)
+
+
+def _text(track: int, value: float, sample_ms: float, place: int) -> str:
+    shown = (
+        f"{time_text(sample_ms)}, {percent_text(value)} of the median",
+        f"{whole_text(value)} MHz",
+        f"{whole_text(value)} W",
+    )[track]
+    return f"sample {place + 1}: {shown}"
+
+
+def _track_trace(
+    track: int, x: list[float], y: list[float], hover: list[str], style: Style
+) -> Trace:
+    axis = "" if track == 0 else str(track + 1)
+    mode = {"mode": "lines+markers"} if track == 0 else {"mode": "lines"}
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "hovertext": hover,
+        "hoverinfo": "text",
+        "xaxis": "x",
+        "yaxis": f"y{axis}",
+        **mode,
+        "line": {"color": style.colour, "dash": style.dash, "width": 1.5},
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 5},
+    }
+
+
+def _layout(entries: list[int]) -> dict[str, Any]:
+    axes = {
+        f"yaxis{'' if track == 0 else track + 1}": {
+            "title": {"text": title},
+            "domain": list(domain),
+            "nticks": 5 if track == 0 else 3,
+            "anchor": "x",
+        }
+        for track, (title, domain) in enumerate(_TRACKS)
+    }
+    return {
+        "height": 460,
+        "margin": {"l": 64, "r": 16, "t": 12, "b": 56},
+        "hovermode": "closest",
+        "showlegend": bool(entries),
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "xref": "container",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "tracegroupgap": 0,
+            "itemwidth": 52,
+        },
+        "meta": {"entries": entries},
+        "xaxis": {"title": {"text": "seconds since the first sample"}, "anchor": "y3"},
+        **axes,
+    }
