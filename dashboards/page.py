@@ -25,6 +25,7 @@ from dynbench.dashboards import theme
 from dynbench.dashboards.labels import facet_titles
 from dynbench.dashboards.machine import FactGroup, machine_card
 from dynbench.dashboards.model import Facet
+from dynbench.dashboards.profiles import ProfileView
 from dynbench.dashboards.summary import (
     FirstScreen,
     baselines_offered,
@@ -115,7 +116,14 @@ class FacetPage:
         return [b for b in (self.overview, *found, self.cases, self.failures) if b is not None]
 
 
-def render(facets: Sequence[Facet], *, baseline: str, problems: Sequence[str], created: str) -> str:
+def render(
+    facets: Sequence[Facet],
+    *,
+    baseline: str,
+    problems: Sequence[str],
+    created: str,
+    profiles: Sequence[ProfileView] = (),
+) -> str:
     """The page's HTML. ``created`` is when, in words; ``problems`` name what was not read."""
     firsts = [{str(k): v for k, v in facet.rows.iloc[0].items()} for facet in facets]
     pages = [
@@ -137,6 +145,7 @@ def render(facets: Sequence[Facet], *, baseline: str, problems: Sequence[str], c
             pages=pages,
             bodies=bodies,
             chosen=chosen.number if chosen else 0,
+            profiles=profiles,
             problems=[cell_text(problem) for problem in problems],
             created=created,
             rows=sum(page.rows for page in pages),
