@@ -119,10 +119,10 @@ def _facts(by_tool: Mapping[str, Sequence[Record]], row: Record) -> Iterable[str
     if row["call_ms"] is not None:
         yield f"One call takes {time_text(row['call_ms'])} without a profiler."
     for tool, kernels in by_tool.items():
-        what = "operators" if kernels[0]["kind"] == "operator" else "launches"
+        what = "operators called" if kernels[0]["kind"] == "operator" else "kernels launched"
         whole_ms = sum(kernel["time_ms"] for kernel in kernels)
-        launches = plain_text(sum(kernel["calls"] for kernel in kernels), 6)
-        yield f"{tool}: {launches} {what} take {time_text(whole_ms)} together."
+        launches = sum(kernel["calls"] for kernel in kernels)
+        yield f"{tool}: {what}: {plain_text(launches, 6)}, together {time_text(whole_ms)}."
     achieved = {kernel["achieved_intensity"] for found in by_tool.values() for kernel in found}
     for intensity in achieved - {None}:
         yield (

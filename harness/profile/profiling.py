@@ -21,7 +21,7 @@ from typing import Any
 
 from dynbench.harness.case import Case
 from dynbench.harness.failure import death_columns, one_line, timeout_columns
-from dynbench.harness.profile.counters import counted_kernels, find_ncu, ncu_command
+from dynbench.harness.profile.counters import complaint, counted_kernels, find_ncu, ncu_command
 from dynbench.harness.profile.errors import ProfileError
 from dynbench.harness.profile.kernels import TOOLS, Kernel, dram_bytes
 from dynbench.harness.profile.schema import (
@@ -135,8 +135,9 @@ class _Job:
         ncu, log = find_ncu(), self._folder / COUNTERS_FILE
         answer = self.run("ncu", lambda command: ncu_command(ncu, log.absolute(), command))
         told = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-        if "ERR_NVGPUCTRPERM" not in told:  # its own reason goes before that of the call
-            _gave(answer)
+        if "==ERROR==" in told:  # what it says tells more than how the call ended
+            raise Unavailable(complaint(told))
+        _gave(answer)
         return counted_kernels(told)
 
     def run(
