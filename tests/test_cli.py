@@ -624,11 +624,12 @@ def test_a_case_of_a_run_is_profiled_by_its_id_and_reported(inside, monkeypatch,
     code, out, err = invoke(monkeypatch, capsys, "profile", ids[0], "--run", str(run))
     assert (code, err) == (0, "profiling with torch\n")
     assert out.startswith("attention/dynnsiha forward T=128 1/1/64 float32")
-    assert re.search(r"^torch +aten::", out, re.MULTILINE)
+    assert re.search(r"^torch +\S", out, re.MULTILINE)
+    assert "aten::" in out
     assert re.search(r"^proton: .*CPU$", out, re.MULTILINE)
     assert re.search(r"^ncu: .*CPU$", out, re.MULTILINE)
     (profile,) = (run / "profiles").iterdir()
-    assert f"Profile: {profile.relative_to(inside)}\n" in out
+    assert f"Profile: {profile}\n" in out
     code, _, err = invoke(monkeypatch, capsys, "report", str(run), "--out", "page.html")
     assert (code, err) == (0, "")
     assert 'id="profiles"' in (inside / "page.html").read_text()
