@@ -17,8 +17,9 @@ from typing import Any
 from dynbench.harness import sweep
 from dynbench.harness.case import Case
 from dynbench.harness.sweep import format_length, parse_floats, parse_ints
-from dynbench.suites.catalog import DEVICES
+from dynbench.suites.catalog import DEVICES, provider_info
 from dynbench.suites.plan import WINDOW, PlanOptions, Tile
+from dynbench.suites.settings import BRANCHES, branches_of
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
@@ -255,6 +256,9 @@ def repeat_command(
     elif "top_n" in case.settings:
         values["top_n"] = case.settings["top_n"]
     values |= {name: case.settings[name] for name in _SPARSE_OPTIONS if name in case.settings}
+    info = provider_info(case.provider)
+    if "top_n" in case.settings and info is not None and info.branches != BRANCHES:
+        values["branches"] = ",".join(branches_of(case.settings))  # its default leaves one out
     if values.get("window") == 0:  # no window of 0 keys, but no sliding branch: --branches says so
         del values["window"]
     values |= {"dtype": case.dtype, "device": case.device, "timer": case.timer}
