@@ -6,12 +6,13 @@ neither torch nor pandas.
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ from dynbench.harness.gpus import Gpu, GpuBusy, gpu_lane, locked
 from dynbench.harness.lanes import Lane, predicted_duration_s
 from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
+from dynbench.harness.profile.errors import NoSuchCase, ProfileError
 from dynbench.harness.schema import Status
 from dynbench.suites import request
 from dynbench.suites.catalog import PROVIDERS, SUITES, provider_info
@@ -101,12 +103,12 @@ def _mute_stdout() -> None:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of an exception."""
-    usage = (UsageError, sweep.SweepError, store.OutputError, GpuBusy, ReportError)
+    usage = (UsageError, sweep.SweepError, store.OutputError, GpuBusy, NoSuchCase, ReportError)
     if isinstance(error, usage):
         return EXIT_USAGE, str(error)
     if isinstance(error, GateError):
         return error.exit_code, str(error)
-    if isinstance(error, store.StoreError):
+    if isinstance(error, (store.StoreError, ProfileError)):
         return EXIT_INVALID_DATA, str(error)
     if hasattr(error, "format_message"):  # the parser's own, whose classes differ between versions
         return EXIT_USAGE, error.format_message()
@@ -167,6 +169,16 @@ _FIGURES = "Every figure as SVG and PNG, too, in a folder figures."
 _BASELINE = "Provider that speed-ups refer to."
 _LIVE = "A run's folder or name; the newest one, also when a newer starts, if not given."
 _FILTER = "Comma list: only these rows."
+_PROFILE = (
+    "Profile one call of a case: its kernels by time, with torch's profiler, proton and ncu.\n\n"
+    "CASE is the beginning of a case's id, or its label with wildcards: of a stored run (the "
+    "newest, or --run), or of what the options of dynbench run plan. Files go to a folder "
+    "profiles beside the run's rows, dynbench report shows them; docs/profile.md explains both."
+)
+_PROFILED = "The beginning of a case's id (dynbench show, dynbench run --dry-run), or its label."
+_PROFILED_RUN = "Run with the case: a folder, a name or a parquet file; the newest if not given."
+_PROFILE_OUT = "Folder for the folder profiles; the run's own, else where runs go, if not given."
+_TOOL_TIMEOUT = "Limit of each tool."
 
 Text = str | None
 Number = int | None
@@ -484,10 +496,99 @@ def serve(
 ) -> None:
     from dynbench.dashboards.live import live_app
 
-    (path,) = _run_paths([run_name]) if run_name else [_default_root()]
+    (path,) = _run_paths([run_name]) if run_name else [store.default_root()]
     view = live_app(lambda: command.live_rows(path), baseline)
     print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
     view.run(host=host, port=port, debug=False)
+
+
+def _taking_work(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of ``run`` that say what is measured, as its keywords."""
+    names = {*inspect.signature(request.wanted).parameters, "own"}
+    of_run = inspect.signature(run, eval_str=True).parameters.values()
+    work = [p.replace(kind=p.KEYWORD_ONLY) for p in of_run if p.name in names]
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    kept = [p for p in own if p.kind != p.VAR_KEYWORD]
+
+    def taking(*args: Any, **keywords: Any) -> None:
+        command(*args, **keywords)
+
+    taking.__name__, taking.__annotations__ = command.__name__, {}
+    taking.__signature__ = inspect.Signature([*kept, *work])  # type: ignore[attr-defined]
+    return taking
+
+
+@app.command(help=_PROFILE)
+@_taking_work
+def profile(
+    ctx: typer.Context,
+    case_name: Annotated[Text, typer.Argument(metavar="[CASE]", help=_PROFILED)] = None,
+    run_name: Annotated[Text, _option(_FILES, "--run", _PROFILED_RUN, "RUN")] = None,
+    out: Annotated[Path | None, _option(_FILES, "--out", _PROFILE_OUT, "FOLDER")] = None,
+    timeout: Annotated[str, _option(_HOW, "--timeout", _TOOL_TIMEOUT, "TIME")] = "10m",
+    json: Annotated[bool, typer.Option("--json", help="All columns, as a JSON array.")] = False,
+    **work: Any,
+) -> None:
+    from json import dumps
+
+    from dynbench.dashboards import profiles
+    from dynbench.harness.profile.profiling import ProfileOptions, profile_case
+
+    own = work.pop("own") or []
+    given = [name for name in work if _on_command_line(ctx, name)]
+    if given and run_name is not None:
+        raise UsageError(
+            f"--run is of stored rows: leave it out with --{given[0].replace('_', '-')}"
+        )
+    planned = plan(request.wanted(**work, provider_files=own)) if given else None
+    case, root, run_id = _profiled(case_name, run_name, planned)
+    if provider_info(case.provider) is None and case.provider not in {p.stem for p in own}:
+        raise UsageError(f"{case.provider} is a kernel of your own: add --provider-file FILE")
+    options = ProfileOptions(
+        prepare=PREPARE,
+        provider_files=tuple(str(path) for path in own),
+        limit_s=request.parse_duration_s(timeout, "--timeout"),
+        command=request.repeat_command(case, own, command="profile"),
+        run_id=run_id,
+    )
+    folder, rows = profile_case(case, out or root, options, _say_tool)
+    if json:
+        print(dumps(rows, indent=2))
+        return
+    console = _console()
+    (view,) = profiles.profile_views(rows)
+    for line in (view.title, *view.facts):
+        console.print(line, soft_wrap=True)
+    table = profiles.kernels_table(view)
+    console.print(*([table] if table else []), *view.absent, sep="\n", soft_wrap=True)
+    console.print(f"Profile: {folder}", soft_wrap=True)
+
+
+def _on_command_line(ctx: typer.Context, name: str) -> bool:
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
+def _say_tool(tool: str) -> None:
+    print(f"profiling with {tool}", file=sys.stderr, flush=True)
+
+
+def _profiled(
+    name: str | None, run_name: str | None, planned: Sequence[Case] | None
+) -> tuple[Case, Path, str | None]:
+    """The case meant, the folder that its profile goes to, and the run that it is from, if any."""
+    from dynbench.harness.profile.picking import cases_of, pick_case
+
+    if planned is not None:
+        return pick_case(planned, name, "the plan of these options"), store.default_root(), None
+    if name is None:
+        raise UsageError("profile: name a case, or say by options what to measure (--seq 8k ...)")
+    (path,) = _run_paths([run_name] if run_name else [])
+    rows, problems = store.read_rows([path])
+    for problem in problems:
+        print(f"dynbench: skipped: {problem}", file=sys.stderr)
+    case = pick_case(list(cases_of(rows).values()), name, str(path))
+    run_id = next(row["run_id"] for row in reversed(rows) if row["case_id"] == case.case_id)
+    return case, path if path.is_dir() else path.parent, run_id
 
 
 def _check_baseline(frame: pd.DataFrame, baseline: str) -> None:

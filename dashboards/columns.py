@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dynbench.harness.compilemetrics import COMPILE_SCHEMA_VERSION, COMPILE_SECTIONS
+from dynbench.harness.profile.schema import (
+    CASE_COLUMNS,
+    PROFILE_SCHEMA_VERSION,
+    PROFILE_SECTIONS,
+)
 from dynbench.harness.schema import SCHEMA_VERSION, SECTIONS, Column
 
 _KINDS = {
@@ -24,7 +29,7 @@ def columns_markdown() -> str:
         "",
         f"Schema version {SCHEMA_VERSION}. One row per case, provider and pass; failures are rows",
         "too. A column without a value in a row is null. This page is generated from",
-        "`harness/schema.py` and `harness/compilemetrics.py`:",
+        "`harness/schema.py`, `harness/compilemetrics.py` and `harness/profile/schema.py`:",
         "",
         "    python -m dynbench.dashboards.columns > docs/columns.md",
         "",
@@ -38,6 +43,14 @@ def columns_markdown() -> str:
         "there is an error.",
         "",
         *_tables(COMPILE_SECTIONS),
+        "# Columns of a profile",
+        "",
+        f"Schema version {PROFILE_SCHEMA_VERSION}. What `dynbench profile` keeps in",
+        "`kernels.parquet`: one row per tool and kernel of one call, and one for a tool that gave",
+        "nothing. A profile has these columns of a row as well, with their meaning there:",
+        f"{', '.join(f'`{column.name}`' for column in CASE_COLUMNS)}.",
+        "",
+        *_tables(PROFILE_SECTIONS),
     ]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynbench.dashboards.errors import ReportError
+from dynbench.harness.profile.schema import read_profiles
 from dynbench.harness.store import check_output_root, list_runs, read_runs
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def write(
     from dynbench.dashboards.site import write_site
 
     place = target(paths, options)
+    profiles, unread = read_profiles(paths)
     asked: dict[str, Any] = {
         "baseline": options.baseline,
-        "problems": problems,
+        "problems": [*problems, *unread],
         "history": options.history,
         "changes": changes,
+        "profiles": profiles,
     }
     try:
         if options.site:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -30,6 +31,7 @@ from dynbench.dashboards.history import HistoryGroup, build_history
 from dynbench.dashboards.labels import facet_titles, machine_names
 from dynbench.dashboards.model import Facet
 from dynbench.dashboards.parts import Block, Part, change_part, facet_part, history_part
+from dynbench.dashboards.profiles import ProfileView, profile_views
 from dynbench.dashboards.selection import SAMPLED_ROWS, rows_that_matter
 from dynbench.dashboards.summary import importance
 from dynbench.dashboards.text import cell_text
@@ -52,10 +54,16 @@ class Shown:
     problems: Sequence[str] = ()
     history: Sequence[HistoryGroup] | None = None
     changes: Changes | None = None
+    profiles: Sequence[ProfileView] = ()
 
 
 def shown_of(
-    plain: pd.DataFrame, *, problems: Sequence[str], history: bool, changes: Changes | None
+    plain: pd.DataFrame,
+    *,
+    problems: Sequence[str],
+    history: bool,
+    changes: Changes | None,
+    profiles: Sequence[Mapping[str, Any]] = (),
 ) -> Shown:
     """What a page of these prepared rows says beside its parts."""
     return Shown(
@@ -63,6 +71,7 @@ def shown_of(
         problems=problems,
         history=build_history(plain) if history else None,
         changes=None if changes is None else placed(changes, plain),
+        profiles=profile_views(profiles, plain.get("case_id", ())),
     )
 
 
@@ -80,6 +89,7 @@ def render(facets: Sequence[Facet], shown: Shown) -> str:
             bodies=bodies,
             chosen=chosen.key if chosen else "",
             problems=[cell_text(problem) for problem in shown.problems],
+            profiles=shown.profiles,
             created=shown.created,
             rows=sum(part.rows for part in parts),
             licence=licence(),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ def write_report(
     problems: Sequence[str] = (),
     history: bool = False,
     changes: Changes | None = None,
+    profiles: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the rows of ``frame`` as a self-contained page to ``path`` and return ``path``.
 
@@ -32,6 +33,7 @@ def write_report(
         problems: lines about files that could not be read; they lead the page.
         history: whether the page has the latencies over commits, too.
         changes: two runs to compare, which then lead the page.
+        profiles: rows of profiles; those of cases in the frame are shown.
 
     Raises:
         OSError: the file cannot be written.
@@ -41,7 +43,7 @@ def write_report(
     from dynbench.dashboards.page import render, shown_of
 
     plain = frames.prepare(frame)
-    shown = shown_of(plain, problems=problems, history=history, changes=changes)
+    shown = shown_of(plain, problems=problems, history=history, changes=changes, profiles=profiles)
     write_text(Path(path), render(facets_of(plain, baseline), shown))
     return Path(path)
 

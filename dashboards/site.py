@@ -77,6 +77,7 @@ def write_site(
     history: bool = False,
     changes: Changes | None = None,
     commands: Mapping[str, str] | None = None,
+    profiles: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the rows of ``frame`` as a site into ``folder`` and return its index.
 
@@ -85,7 +86,7 @@ def write_site(
     written.
     """
     plain = frames.prepare(frame)
-    shown = shown_of(plain, problems=problems, history=history, changes=changes)
+    shown = shown_of(plain, problems=problems, history=history, changes=changes, profiles=profiles)
     folder = Path(folder)
     write_text(folder / PLOTLY_FILE, get_plotlyjs())
     by_machine: dict[str, list[tuple[Facet, str, Mapping[str, str]]]] = {}
@@ -152,6 +153,7 @@ def _page_html(page: Page, shown: Shown) -> str:
             bodies={part.key: None for part in page.parts},
             chosen=chosen.key if chosen else "",
             problems=[cell_text(problem) for problem in shown.problems],
+            profiles=shown.profiles,
             created=shown.created,
             rows=page.rows,
             licence="",

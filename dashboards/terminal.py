@@ -71,6 +71,7 @@ _VERDICT_STYLES = {
     "incomparable": "dim",
 }
 _REASON_CHARS = 160
+_ID_CHARS = 8  # enough to name a case with
 _STAGES = "where the time goes"
 
 
@@ -175,7 +176,7 @@ def rows_table(
     """
     rows = _records(frame)
     varying = _varying(rows)
-    headings = ("T", "latency [q1, q3]", f"vs {baseline}", "peak memory", "status")
+    headings = ("T", "latency [q1, q3]", f"vs {baseline}", "peak memory", "case", "status")
     table = _table(["provider", "pass", *(_VARYING[name] for name in varying)], headings)
     references_ms: dict[tuple[Any, ...], list[float]] = {}
     for row in rows if among is None else _records(among):
@@ -191,6 +192,7 @@ def rows_table(
             latency_text(row),
             _speedup(reference_ms, row["latency_ms"]),
             bytes_text(row["peak_memory_bytes"]),
+            (row["case_id"] or "")[:_ID_CHARS],
             status=row["status"],
             reason=row["reason"] or _disturbed(row),
         )

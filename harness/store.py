@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 JOURNAL_FILE = "rows.jsonl"
 PARQUET_FILE = "rows.parquet"
+PROFILES_FOLDER = "profiles"  # beside the rows; what lies there has a schema of its own
 
 _OTHER_QUICK = {
     False: "this run was made with --quick; add it, or leave --resume out",
@@ -322,7 +323,7 @@ def _sources(path: Path) -> Iterator[Path]:
         yield path
         return
     for folder, subfolders, files in os.walk(path):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if name != PROFILES_FOLDER)
         if {RUN_FILE, JOURNAL_FILE, PARQUET_FILE} & set(files):
             yield Path(folder)
         for name in sorted(files):

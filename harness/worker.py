@@ -21,7 +21,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -76,11 +76,11 @@ class Worker:
         subject: Subject | None = None
         try:
             self._stage("accepted")
-            _reset_torch(self.threads)
+            reset_torch(self.threads)
             self._check_device()
             ceilings = self._ceilings_of(case.dtype)
             self._stage("prepare")
-            subject = self._prepare(case, request)
+            subject = load_subject(case, request["prepare"], request["provider_files"])
             columns.update(work_columns(subject))
             limits = Limits.quick() if request["quick"] else Limits()
             found = measure(
@@ -112,12 +112,6 @@ class Worker:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise Unavailable("torch sees no CUDA device; see nvidia-smi and torch's build")
 
-    def _prepare(self, case: Case, request: dict[str, Any]) -> Subject:
-        module, _, name = request["prepare"].partition(":")
-        prepare = getattr(importlib.import_module(module), name)
-        subject: Subject = prepare(case, tuple(request["provider_files"]))
-        return subject
-
     def _ceilings_of(self, dtype: str) -> Ceilings | None:
         if dtype not in self.ceilings:
             self._stage("ceilings")
@@ -148,7 +142,14 @@ def _accepted(columns: dict[str, Any]) -> dict[str, Any]:
     return accepted
 
 
-def _reset_torch(threads: int) -> None:
+def load_subject(case: Case, prepare: str, provider_files: Sequence[str]) -> Subject:
+    """The subject of a case by the suite's function, whose dotted path ``prepare`` is."""
+    module, _, name = prepare.partition(":")
+    subject: Subject = getattr(importlib.import_module(module), name)(case, tuple(provider_files))
+    return subject
+
+
+def reset_torch(threads: int) -> None:
     """Undo what the case before may have set for the whole process."""
     import torch
 
@@ -159,7 +160,7 @@ def _reset_torch(threads: int) -> None:
     torch.manual_seed(0)
 
 
-def _guard_process(parent: int) -> None:
+def guard_process(parent: int) -> None:
     """Die with the parent, leave no core files, and say where a fault happened."""
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere end of input does
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -169,7 +170,8 @@ def _guard_process(parent: int) -> None:
     faulthandler.enable()
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """Let this process fail for want of memory, before the kernel kills one for it."""
     available = available_memory_bytes()
     limit_address_space(max(available - _HOST_RESERVE_BYTES, available // 2))
 
@@ -180,7 +182,7 @@ def main(arguments: list[str]) -> None:
     device = arguments[2]
     for descriptor in (request_fd, reply_fd):  # compilers started by a provider get neither
         os.set_inheritable(descriptor, False)
-    _guard_process(parent)
+    guard_process(parent)
 
     # What torch and the harness would import later is imported here: scipy not between the first
     # case's samples, and symbolic shapes (with all of sympy, 33 MiB) not in the first
@@ -196,7 +198,7 @@ def main(arguments: list[str]) -> None:
     gc.collect()
     gc.freeze()  # what is loaded by now stays: later collections need not walk it
     if device == "cpu":
-        _limit_memory()
+        limit_memory()
     with (
         os.fdopen(request_fd, encoding="utf-8") as requests,
         os.fdopen(reply_fd, "w", encoding="utf-8") as replies,

@@ -266,13 +266,19 @@ def overridden(given: Set[str]) -> set[str]:
     return {*given, *excluded}
 
 
-def repeat_command(case: Case, provider_files: Sequence[Path] = (), how: Sequence[str] = ()) -> str:
-    """The command line that plans exactly ``case`` and nothing else.
+def repeat_command(
+    case: Case,
+    provider_files: Sequence[Path] = (),
+    how: Sequence[str] = (),
+    *,
+    command: str = "run",
+) -> str:
+    """The command line that plans exactly ``case`` and nothing else: for ``run``, or ``profile``.
 
     ``provider_files`` are the user's own providers of the run; the case's own one is named. ``how``
     are further words: those that change how a case is measured, such as ``--quick``.
     """
-    words = ["dynbench", "run", "--suite", case.suite, "--providers", case.provider]
+    words = ["dynbench", command, "--suite", case.suite, "--providers", case.provider]
     for path in provider_files:
         words += ["--provider-file", str(path)] if path.stem == case.provider else []
     words += ["--pass", case.pass_, "--seq", format_length(int(case.workload["seq_len"]))]

@@ -82,7 +82,9 @@ def run_folder(folder: Path) -> Path:
 # Start-up
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["profile", "--help"], ["list"], []]
+)
 def test_help_and_list_load_nothing_heavy(arguments, tmp_path):
     script = (
         "import sys, time; began = time.perf_counter()\n"
@@ -649,3 +651,68 @@ def monkeypatch_module(tmp_path_factory):
         patch.setattr("torch.cuda.is_available", lambda: True)
         patch.chdir(tmp_path_factory.mktemp("repeat"))
         yield
+
+
+# Profiles
+
+
+def test_a_case_of_a_run_is_profiled_by_its_id_and_reported(inside, monkeypatch, capsys):
+    run = run_folder(inside)
+    code, out, _ = invoke(monkeypatch, capsys, "show", str(run), "--provider", "dynnsiha")
+    ids = re.findall(r"^dynnsiha .* ([0-9a-f]{8}) +ok *$", out, re.MULTILINE)
+    assert (code, len(ids)) == (0, 2)
+    code, out, err = invoke(monkeypatch, capsys, "profile", ids[0], "--run", str(run))
+    assert (code, err) == (0, "profiling with torch\n")
+    assert out.startswith("attention/dynnsiha forward T=128 1/1/64 float32")
+    assert re.search(r"^torch +\S", out, re.MULTILINE)
+    assert "aten::" in out
+    assert re.search(r"^proton: .*CPU$", out, re.MULTILINE)
+    assert re.search(r"^ncu: .*CPU$", out, re.MULTILINE)
+    (profile,) = (run / "profiles").iterdir()
+    assert f"Profile: {profile}\n" in out
+    code, _, err = invoke(monkeypatch, capsys, "report", str(run), "--out", "page.html")
+    assert (code, err) == (0, "")
+    assert 'id="profiles"' in (inside / "page.html").read_text()
+    assert invoke(monkeypatch, capsys, "show", str(run))[0] == 0
+
+
+def test_a_profile_repeats_by_its_own_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ("--device", "cpu", "--seq", "64", "--providers", "nsa", "--pass", "backward")
+    code, out, _ = invoke(monkeypatch, capsys, "profile", *words, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["pass"] for row in rows} == {"backward"}
+    again = shlex.split(rows[0]["command"])
+    assert again[:2] == ["dynbench", "profile"]
+    code, out, _ = invoke(monkeypatch, capsys, *again[1:], "--json", "--out", "elsewhere")
+    assert code == 0
+    assert json.loads(out)[0]["case_id"] == rows[0]["case_id"]
+    assert len(list(Path("elsewhere/profiles").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "name a case"),
+        (["--seq", "1k,2k", "--providers", "sdpa", "--device", "cpu"], "2 cases in the plan"),
+        (["nowhere"], "no case 'nowhere' in "),
+        (["sdpa*", "--seq", "1k", "--run", "x"], "--run is of stored rows"),
+        (["x", "--seq", "1k", "--device", "cpu"], "no case 'x' in the plan of these options"),
+    ],
+)
+def test_what_names_no_single_case_is_a_usage_error(inside, monkeypatch, capsys, words, complaint):
+    code, _, err = invoke(monkeypatch, capsys, "profile", *words)
+    assert code == 2
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_an_own_kernel_is_profiled_from_its_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    kernel = "def attention(q, k, v):\n    return v.clone()\n"
+    Path("mine.py").write_text(kernel)
+    words = ("--device", "cpu", "--seq", "64", "--providers", "mine", "--provider-file", "mine.py")
+    code, _, err = invoke(monkeypatch, capsys, "profile", *words)
+    assert code == 4
+    assert "attention/mine forward T=64: incorrect: rms error" in err
