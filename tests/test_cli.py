@@ -262,7 +262,7 @@ def test_the_readmes_own_kernel_is_measured(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^my_kernel +(forward|backward).*×.* ok *$", done.stdout, re.MULTILINE)
+    rows = re.findall(r"^my_kernel +(forward|backward).*×.* ok\b", done.stdout, re.MULTILINE)
     assert sorted(rows) == ["backward", "forward"]
 
 
@@ -659,7 +659,7 @@ def monkeypatch_module(tmp_path_factory):
 def test_a_case_of_a_run_is_profiled_by_its_id_and_reported(inside, monkeypatch, capsys):
     run = run_folder(inside)
     code, out, _ = invoke(monkeypatch, capsys, "show", str(run), "--provider", "dynnsiha")
-    ids = re.findall(r"^dynnsiha .* ([0-9a-f]{8}) +ok *$", out, re.MULTILINE)
+    ids = re.findall(r"^dynnsiha .* ([0-9a-f]{8}) +ok\b", out, re.MULTILINE)
     assert (code, len(ids)) == (0, 2)
     code, out, err = invoke(monkeypatch, capsys, "profile", ids[0], "--run", str(run))
     assert (code, err) == (0, "profiling with torch\n")
