@@ -22,7 +22,17 @@ from dynbench.harness.store import read_runs
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cpu", "h100", "h200")
 BASELINES = {"cpu": "sdpa", "h100": "flash", "h200": "sdpa"}
-PLACE = ["machine_id", "suite", "dtype", "q_heads", "kv_heads", "head_dim", "git_commit", "pass"]
+PLACE = [
+    "machine_id",
+    "suite",
+    "dtype",
+    "timer",
+    "q_heads",
+    "kv_heads",
+    "head_dim",
+    "git_commit",
+    "pass",
+]
 LINE = [
     *("provider", "lists", "branches", "query_tile", "private_blocks", "target_sparsity"),
     *("key_top_n", "window", "block_size", "compress_block", "compress_stride", "backend"),
