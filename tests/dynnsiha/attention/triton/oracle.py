@@ -31,9 +31,15 @@ MOST_ERROR = 0.005
 TIMES_PLAIN = {"out": 2.0, "lse": 2.0}
 """Most error in units of plain torch's; gradients may have three times as much."""
 
-_NOISE = 1e-4 if torch.cuda.is_available() else 2e-6
-"""Absolute error of sums over inputs near 1, all there is where the truth is zero: float32 in the
-interpreter; matrix units cut what they add to the bits of the largest term."""
+_NOISE = 2e-6
+"""Absolute error of float32 sums over inputs near 1: no error is told from it."""
+
+_NOISE_OF_NOTHING = 1e-4 if torch.cuda.is_available() else _NOISE
+"""The same where the truth is zero, a difference of equal sums: matrix units cut what they add to
+the bits of the largest term."""
+
+_NOTHING = 1e-12
+"""A truth below this is what float64 leaves of zero."""
 
 _ROUNDING = 2**-11
 """Half a unit in the last place of float16: allowed where plain torch happens to be exact."""
@@ -90,9 +96,9 @@ def error(x: Tensor, truth: Tensor, noise: float = _NOISE) -> float:
     truth = truth.double()
     off = (x.double() - truth).square().mean().sqrt().item()
     size = truth.square().mean().sqrt().item()
-    if off <= noise:
-        return 0.0
-    return off / size if size else math.inf
+    if size < _NOTHING:
+        return 0.0 if off <= _NOISE_OF_NOTHING else math.inf
+    return 0.0 if off <= noise else off / size
 
 
 def assert_accurate(inputs: Inputs, config: NSAConfig, per_branch: bool = True) -> Result:
