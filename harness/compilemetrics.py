@@ -10,15 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynbench.harness.crosscompile import Build
 from dynbench.harness.ptx import INSTRUCTIONS
-from dynbench.harness.rowfiles import StoreError, replace_file
-from dynbench.harness.schema import Column
-
-if TYPE_CHECKING:
-    import pyarrow
+from dynbench.harness.rowfiles import StoreError, read_table, write_rows
+from dynbench.harness.schema import Column, arrow_schema_of
 
 COMPILE_SCHEMA_VERSION = 1
 """Raised when a column comes, goes or changes its meaning: such a baseline is saved again."""
@@ -90,11 +87,8 @@ def build_of_row(row: Mapping[str, Any]) -> Build:
 
 def write_metrics(builds: Sequence[Build], path: Path) -> None:
     """Write builds to a parquet file, whole or not at all. Raises OSError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist([metrics_row(build) for build in builds], schema=_arrow_schema())
-    replace_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    schema = arrow_schema_of(COMPILE_COLUMNS.values(), _VERSION_KEY, COMPILE_SCHEMA_VERSION)
+    write_rows([metrics_row(build) for build in builds], path, schema)
 
 
 def read_metrics(path: Path) -> list[Build]:
@@ -103,18 +97,12 @@ def read_metrics(path: Path) -> list[Build]:
     Raises FileNotFoundError, and StoreError for a file that is torn, is none of compile metrics or
     has other columns than this version.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        table = pq.read_table(path, partitioning=None)
-    except FileNotFoundError:
+        table, found = read_table(path, _VERSION_KEY)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
         raise
-    except (pa.ArrowException, OSError) as error:
-        first_line = str(error).partition("\n")[0]
-        message = f"{path}: not readable as parquet, perhaps truncated ({first_line})"
-        raise StoreError(message) from error
-    found = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"").decode(errors="replace")
     if not found:
         raise StoreError(f"{path}: holds no compile metrics (their schema version is missing)")
     if found != str(COMPILE_SCHEMA_VERSION) or table.column_names != list(COMPILE_COLUMNS):
@@ -123,11 +111,3 @@ def read_metrics(path: Path) -> list[Build]:
             f"{COMPILE_SCHEMA_VERSION}); write it again with dynbench gate --compile --save"
         )
     return [build_of_row(row) for row in table.to_pylist()]
-
-
-def _arrow_schema() -> pyarrow.Schema:
-    import pyarrow as pa
-
-    types = {"string": pa.string(), "int": pa.int64(), "strings": pa.list_(pa.string())}
-    fields = [pa.field(c.name, types[c.kind]) for c in COMPILE_COLUMNS.values()]
-    return pa.schema(fields, metadata={_VERSION_KEY: str(COMPILE_SCHEMA_VERSION)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,16 @@ def check_version(version: Any, path: Path) -> None:
 
 def write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows to ``path`` whole or not at all: temporary name, flush, rename."""
+    write_rows(rows, path, arrow_schema())
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema) -> None:
+    """The same for rows of any schema; values that a row lacks are null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
-    table = pa.Table.from_pydict(columns, schema=arrow_schema())
+    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+    table = pa.Table.from_pydict(columns, schema=schema)
     replace_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
@@ -62,16 +68,33 @@ def sync_folder(folder: Path) -> None:
 
 def read_parquet(path: Path) -> list[Row]:
     """Rows of a parquet file, columns unknown to this code left out. Raises StoreError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with _as_store_error(path):
+        import pyarrow.parquet as pq
 
-    try:
         metadata = pq.read_schema(path).metadata or {}
         if VERSION_KEY not in metadata:
             raise StoreError(f"{path}: no file of dynbench (its schema version is missing)")
         check_version(metadata[VERSION_KEY].decode(errors="replace"), path)
+        return _table_rows(pq.read_table(path, partitioning=None))
+
+
+def read_table(path: Path, version_key: str) -> tuple[pa.Table, str]:
+    """A parquet file of any schema, and its version (empty if it has none). Raises StoreError."""
+    with _as_store_error(path):
+        import pyarrow.parquet as pq
+
         table = pq.read_table(path, partitioning=None)
-        return _table_rows(table)
+        found = (table.schema.metadata or {}).get(version_key.encode(), b"")
+        return table, found.decode(errors="replace")
+
+
+@contextmanager
+def _as_store_error(path: Path) -> Iterator[None]:
+    """What pyarrow and the disk raise becomes a StoreError."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).partition("\n")[0]
         message = f"{path}: not readable as parquet, perhaps truncated ({first_line})"

@@ -8,7 +8,7 @@ imports neither torch nor pyarrow, so that ``dynbench --help`` stays quick.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -388,6 +388,11 @@ def _checked(column: Column, value: Any) -> Any:
 
 def arrow_schema() -> pyarrow.Schema:
     """The parquet schema of a run; ``dynbench.schema_version`` is in its metadata."""
+    return arrow_schema_of(COLUMNS.values(), "dynbench.schema_version", SCHEMA_VERSION)
+
+
+def arrow_schema_of(columns: Iterable[Column], version_key: str, version: int) -> pyarrow.Schema:
+    """The parquet schema of a table with these columns; ``version_key`` is in its metadata."""
     import pyarrow as pa
 
     types = {
@@ -398,5 +403,5 @@ def arrow_schema() -> pyarrow.Schema:
         "floats": pa.list_(pa.float64()),
         "strings": pa.list_(pa.string()),
     }
-    fields = [pa.field(c.name, types[c.kind]) for c in COLUMNS.values()]
-    return pa.schema(fields, metadata={"dynbench.schema_version": str(SCHEMA_VERSION)})
+    fields = [pa.field(c.name, types[c.kind]) for c in columns]
+    return pa.schema(fields, metadata={version_key: str(version)})

@@ -9,15 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynbench.harness.profile.kernels import TOOLS
-from dynbench.harness.rowfiles import StoreError, replace_file
-from dynbench.harness.schema import COLUMNS, SECTIONS, Column
+from dynbench.harness.rowfiles import StoreError, read_table, write_rows
+from dynbench.harness.schema import COLUMNS, SECTIONS, Column, arrow_schema_of
 from dynbench.harness.store import PROFILES_FOLDER
-
-if TYPE_CHECKING:
-    import pyarrow
 
 PROFILE_SCHEMA_VERSION = 1
 """Raised when a column changes its name, type or meaning."""
@@ -99,26 +96,13 @@ PROFILE_COLUMNS: dict[str, Column] = {
 
 def write_profile(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows to a parquet file, whole or not at all. Raises OSError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {name: [row.get(name) for row in rows] for name in PROFILE_COLUMNS}
-    table = pa.Table.from_pydict(columns, schema=_arrow_schema())
-    replace_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    columns = PROFILE_COLUMNS.values()
+    write_rows(rows, path, arrow_schema_of(columns, _VERSION_KEY, PROFILE_SCHEMA_VERSION))
 
 
 def read_profile(path: Path) -> list[dict[str, Any]]:
     """The rows of a file; columns that it lacks are None. Raises StoreError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        first_line = str(error).partition("\n")[0]
-        message = f"{path}: not readable as parquet, perhaps truncated ({first_line})"
-        raise StoreError(message) from error
-    found = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"").decode(errors="replace")
+    table, found = read_table(path, _VERSION_KEY)
     if found != str(PROFILE_SCHEMA_VERSION):
         raise StoreError(
             f"{path}: has profile schema version {found or 'none'}, this dynbench reads "
@@ -149,18 +133,3 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         for folder, _, files in os.walk(path):
             if KERNELS_FILE in files and Path(folder).parent.name == PROFILES_FOLDER:
                 yield Path(folder, KERNELS_FILE)
-
-
-def _arrow_schema() -> pyarrow.Schema:
-    import pyarrow as pa
-
-    types = {
-        "string": pa.string(),
-        "int": pa.int64(),
-        "float": pa.float64(),
-        "bool": pa.bool_(),
-        "floats": pa.list_(pa.float64()),
-        "strings": pa.list_(pa.string()),
-    }
-    fields = [pa.field(c.name, types[c.kind]) for c in PROFILE_COLUMNS.values()]
-    return pa.schema(fields, metadata={_VERSION_KEY: str(PROFILE_SCHEMA_VERSION)})
