@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -217,4 +217,4 @@ def _compared(step: Step, before: Step) -> Step:
     same = step.software == before.software  # else the code is not all that changed
     clear = same and apart and abs(math.log(ratio)) > math.log(1 + THRESHOLD)
     change = (1 if ratio > 1 else -1) if clear else 0
-    return Step(**{**step.__dict__, "ratio": ratio, "change": change})
+    return replace(step, ratio=ratio, change=change)

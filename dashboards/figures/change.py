@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dynbench.dashboards.change import ORDER, Changes
-from dynbench.dashboards.figures.common import Trace, figure_of
+from dynbench.dashboards.figures.common import LEGEND_BELOW, Trace, figure_of
 from dynbench.dashboards.text import label_text, plot_text, time_text
 from dynbench.dashboards.theme import MUTED, OKABE_ITO
 
@@ -54,14 +54,7 @@ def change_figure(changes: Changes) -> go.Figure | None:
         margin={"l": 16, "r": 16, "t": 12, "b": 56},
         hovermode="closest",
         showlegend=True,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xref": "container",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-        },
+        legend=LEGEND_BELOW,
         meta={"entries": [len(trace["name"]) for trace in traces]},
         shapes=[band],
         xaxis={"title": {"text": "change of the median latency (%)"}, "zeroline": True},

@@ -22,6 +22,23 @@ MAX_BANDS = 12
 
 PLOT_HEIGHT_PX = 340
 
+LEGEND_BELOW: dict[str, Any] = {
+    "orientation": "h",
+    "x": 0,
+    "xanchor": "left",
+    "xref": "container",
+    "yref": "container",
+    "y": 0,
+    "yanchor": "bottom",
+}
+"""A legend at the foot of the figure."""
+
+LEGEND_OF_LINES = {
+    **LEGEND_BELOW,
+    "tracegroupgap": 0,
+    "itemwidth": 52,  # wide enough to tell the dashes apart
+}
+
 Trace = dict[str, Any]
 """A trace as plotly's JSON has it."""
 
@@ -169,24 +186,13 @@ def finished(
         length_ticks(lengths) if lengths else log_ticks([x for trace in traces for x in trace["x"]])
     )
     y_ticks = log_ticks([y for trace in traces for y in trace["y"]]) | dict(y_axis or {})
-    legend = {
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "xref": "container",
-        "yref": "container",
-        "y": 0,
-        "yanchor": "bottom",
-        "tracegroupgap": 0,
-        "itemwidth": 52,  # wide enough to tell the dashes apart
-    }
     return figure_of(
         traces,
         height=PLOT_HEIGHT_PX,
         margin={"l": 64, "r": 16, "t": 12, "b": 56},
         hovermode="closest",
         showlegend=True,
-        legend=legend,
+        legend=LEGEND_OF_LINES,
         meta={"entries": [len(trace["name"]) for trace in shown]},
         xaxis={"type": "log", "title": {"text": x_title}, **x_ticks},
         yaxis={"type": "log", "title": {"text": y_title}, **y_ticks},

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.figures.common import Trace, figure_of, log_ticks
+from dynbench.dashboards.figures.common import LEGEND_OF_LINES, Trace, figure_of, log_ticks
 from dynbench.dashboards.history import HistoryPanel, Step, Track
 from dynbench.dashboards.tables import Group, Table
 from dynbench.dashboards.text import count_text, length_text, number_text, plot_text, time_text
@@ -28,17 +28,7 @@ def history_figure(panel: HistoryPanel) -> go.Figure:
         margin={"l": 64, "r": 16, "t": 12, "b": 96},
         hovermode="closest",
         showlegend=True,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "xref": "container",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "tracegroupgap": 0,
-            "itemwidth": 52,
-        },
+        legend=LEGEND_OF_LINES,
         meta={"entries": [len(trace["name"]) for trace in traces]},
         xaxis={
             "type": "category",

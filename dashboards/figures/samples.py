@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dynbench.dashboards.figures.common import (
+    LEGEND_OF_LINES,
     Trace,
     figure_of,
     hover_text,
@@ -125,17 +126,7 @@ def _layout(entries: list[int]) -> dict[str, Any]:
         "margin": {"l": 64, "r": 16, "t": 12, "b": 56},
         "hovermode": "closest",
         "showlegend": bool(entries),
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "xref": "container",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "tracegroupgap": 0,
-            "itemwidth": 52,
-        },
+        "legend": LEGEND_OF_LINES,
         "meta": {"entries": entries},
         "xaxis": {"title": {"text": "seconds since the first sample"}, "anchor": "y3"},
         **axes,

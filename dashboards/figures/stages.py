@@ -6,7 +6,7 @@ import math
 
 import plotly.graph_objects as go
 
-from dynbench.dashboards.figures.common import Trace, figure_of, hover_text
+from dynbench.dashboards.figures.common import LEGEND_BELOW, Trace, figure_of, hover_text
 from dynbench.dashboards.model import Line, Panel, Point, runs_text
 from dynbench.dashboards.stages import OTHER, Breakdown
 from dynbench.dashboards.text import length_text, plot_text, time_text
@@ -43,16 +43,7 @@ def stages_figure(panel: Panel) -> go.Figure | None:
         bargap=1 - _BAR_SHARE,
         hovermode="closest",
         showlegend=True,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "xref": "container",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "traceorder": "normal",
-        },
+        legend={**LEGEND_BELOW, "traceorder": "normal"},
         meta={
             "entries": [len(trace["name"]) for trace in traces],
             "rows": [line.number for line, *_ in bars],
