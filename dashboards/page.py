@@ -78,9 +78,28 @@ def shown_of(
 def render(facets: Sequence[Facet], shown: Shown) -> str:
     """The page's HTML."""
     parts = page_parts(facets, shown)
+    return filled(
+        parts,
+        shown,
+        _fit(parts, chosen_part(parts)),
+        rows=sum(part.rows for part in parts),
+        licence=licence(),
+        bundle=packed_plotly(),
+        plotly_file="",
+        home="",
+        policy=policy(page_script(), get_plotlyjs()),
+    )
+
+
+def filled(
+    parts: Sequence[Part], shown: Shown, bodies: Mapping[str, Block | None], **where: Any
+) -> str:
+    """The template of a page, filled.
+
+    ``bodies`` are the parts' own HTML, None for what a site has in files; ``where`` is how many
+    rows the page is of, and where plotly, the way home and the permitted scripts lie.
+    """
     chosen = chosen_part(parts)
-    bodies = _fit(parts, chosen)
-    script, bundle = page_script(), get_plotlyjs()
     return (
         environment()
         .get_template("report.html.j2")
@@ -91,15 +110,10 @@ def render(facets: Sequence[Facet], shown: Shown) -> str:
             problems=[cell_text(problem) for problem in shown.problems],
             profiles=shown.profiles,
             created=shown.created,
-            rows=sum(part.rows for part in parts),
-            licence=licence(),
-            bundle=packed_plotly(),
-            plotly_file="",
-            home="",
-            policy=policy(script, bundle),
-            script=Markup(script),  # the package's own files: no data in them
+            script=Markup(page_script()),  # the package's own files: no data in them
             style=Markup(template_source("style.css")),
             settings=settings_json(),
+            **where,
         )
     )
 

@@ -49,6 +49,8 @@ _CELLS: dict[str, Callable[[Record], str]] = {
 class ProfileView:
     """One profile as readers see it."""
 
+    machine_id: str
+    case_id: str
     title: str
     facts: tuple[str, ...]  # of the whole call, a sentence each
     table: Table | None  # a group of rows for each tool; None where no tool saw a kernel
@@ -95,6 +97,8 @@ def _view(rows: Sequence[Record]) -> ProfileView:
         if row["kernel"] is not None:
             by_tool.setdefault(row["tool"], []).append(row)
     return ProfileView(
+        machine_id=rows[0]["machine_id"] or "",
+        case_id=rows[0]["case_id"],
         title=title,
         facts=tuple(_facts(by_tool, rows[0])),
         table=_table(by_tool, title) if by_tool else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,13 @@ from dynbench.dashboards.bundle import (
     packed_json,
     page_script,
     policy,
-    settings_json,
     template_source,
 )
 from dynbench.dashboards.cases import samples_json
 from dynbench.dashboards.change import Changes
 from dynbench.dashboards.labels import commit_text
 from dynbench.dashboards.model import Facet, facets_of
-from dynbench.dashboards.page import Shown, chosen_part, extra_parts, shown_of, titled_facets
+from dynbench.dashboards.page import Shown, extra_parts, filled, shown_of, titled_facets
 from dynbench.dashboards.parts import Part, facet_part
 from dynbench.dashboards.report import write_text
 from dynbench.dashboards.text import cell_text, command_text, count_text, label_text
@@ -53,6 +52,7 @@ class Page:
     parts: Sequence[Part]
     rows: int
     runs: int
+    cases: Collection[tuple[str, str]]  # machine_id and case_id of its rows
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,12 @@ def write_site(
             parts.append(_written(folder, part, _write_samples(folder, facet, part.key)))
         rows = sum(len(facet.rows) for facet, _, _ in held)
         runs = {run for facet, _, _ in held for run in facet.rows["run_id"]}
-        pages.append(Page(file, machine, parts, rows, len(runs)))
+        cases = {
+            case
+            for f, *_ in held
+            for case in zip(f.rows["machine_id"], f.rows["case_id"], strict=True)
+        }
+        pages.append(Page(file, machine, parts, rows, len(runs), cases))
         write_text(folder / file, _page_html(pages[-1], shown))
     index = folder / INDEX_FILE
     write_text(index, _index(pages, _run_lines(plain, commands or {}), shown))
@@ -143,28 +148,17 @@ def _file_name(machine: str, pages: Sequence[Page]) -> str:
 
 
 def _page_html(page: Page, shown: Shown) -> str:
-    script = page_script()
-    chosen = chosen_part(page.parts)
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            parts=page.parts,
-            bodies={part.key: None for part in page.parts},
-            chosen=chosen.key if chosen else "",
-            problems=[cell_text(problem) for problem in shown.problems],
-            profiles=shown.profiles,
-            created=shown.created,
-            rows=page.rows,
-            licence="",
-            bundle="",
-            plotly_file=PLOTLY_FILE,
-            home=INDEX_FILE,
-            policy=policy(script, files=True),
-            script=Markup(script),
-            style=Markup(template_source("style.css")),
-            settings=settings_json(),
-        )
+    own = [view for view in shown.profiles if (view.machine_id, view.case_id) in page.cases]
+    return filled(
+        page.parts,
+        replace(shown, profiles=own),
+        {part.key: None for part in page.parts},
+        rows=page.rows,
+        licence="",
+        bundle="",
+        plotly_file=PLOTLY_FILE,
+        home=INDEX_FILE,
+        policy=policy(page_script(), files=True),
     )
 
 

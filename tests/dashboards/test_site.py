@@ -9,6 +9,7 @@ import pytest
 
 from dynbench.dashboards import site
 from dynbench.dashboards.site import write_site
+from dynbench.harness.profile.schema import PROFILE_COLUMNS
 
 Build = Callable[..., dict]
 
@@ -43,6 +44,17 @@ def test_machines_of_one_name_have_pages_of_their_own(row: Build, tmp_path: Path
     rows = [row("gpu", "sdpa", 8192, machine_id=name) for name in ("a" * 16, "b" * 16)]
     write_site(pd.DataFrame(rows), tmp_path)
     assert len(list(tmp_path.glob("nvidia-h100*.html"))) == 2
+
+
+def test_a_profile_stands_on_the_page_of_its_machine(row: Build, tmp_path: Path) -> None:
+    names = ("a" * 16, "b" * 16)
+    rows = [row("gpu", "sdpa", 8192, machine_id=name) for name in names]
+    profile = dict.fromkeys(PROFILE_COLUMNS) | rows[0]
+    profile |= {"profile_id": "one", "tool": "torch", "reason": "no CUPTI"}
+    write_site(pd.DataFrame(rows), tmp_path, profiles=[profile])
+    pages = [path.read_text(encoding="utf-8") for path in tmp_path.glob("nvidia-h100*.html")]
+    assert [page.count('id="profiles"') for page in pages if names[0][:8] in page] == [1]
+    assert sum(page.count('id="profiles"') for page in pages) == 1
 
 
 def test_without_rows_the_index_says_so(tmp_path: Path) -> None:
