@@ -1,6 +1,6 @@
 # Two commands do everything, in .venv:
 #   make bench   install, measure SEQ on the device that is here, write the HTML report
-#   make test    install with the test extras, run the tests
+#   make test    install with the test extras, run the tests in TEST_WORKERS processes
 #
 # make gallery draws the docs' pictures of the report anew, from GALLERY_RUNS.
 # Installing again is skipped until pyproject.toml or constraints.txt changes.
@@ -10,6 +10,7 @@ VENV ?= .venv
 SEQ ?= 8k..128k
 BENCH_OPTIONS ?=
 GALLERY_RUNS ?= results/h100
+TEST_WORKERS ?= 2
 TEST_OPTIONS ?=
 
 BIN := $(VENV)/bin
@@ -36,7 +37,7 @@ bench: venv
 	$(BIN)/dynbench run --seq $(SEQ) --report $(BENCH_OPTIONS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(TEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(TEST_OPTIONS)
 
 # mypy knows neither editable installs nor a package-dir mapping: the link shows it `dynbench` as it
 # is once installed.
