@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dynbench.harness.compilemetrics import COMPILE_SCHEMA_VERSION, COMPILE_SECTIONS
+from dynbench.harness.curves import CURVE_SECTIONS, CURVES_SCHEMA_VERSION
 from dynbench.harness.profile.schema import (
     CASE_COLUMNS,
     PROFILE_SCHEMA_VERSION,
@@ -29,13 +30,20 @@ def columns_markdown() -> str:
         "",
         f"Schema version {SCHEMA_VERSION}. One row per case, provider and pass; failures are rows",
         "too. A column without a value in a row is null. This page is generated from",
-        "`harness/schema.py`, `harness/compilemetrics.py` and `harness/profile/schema.py`:",
+        "`harness/schema.py`, `harness/curves.py`, `harness/compilemetrics.py` and",
+        "`harness/profile/schema.py`:",
         "",
         "    python -m dynbench.dashboards.columns > docs/columns.md",
         "",
     ]
     lines += _tables(SECTIONS)
     lines += [
+        "# Columns of a training curve",
+        "",
+        f"Schema version {CURVES_SCHEMA_VERSION}. What suite `quality` keeps in a run's folder",
+        "`curves`: one record per logged step of a case, and one per layer looked into at it.",
+        "",
+        *_tables(CURVE_SECTIONS),
         "# Columns of a build",
         "",
         f"Schema version {COMPILE_SCHEMA_VERSION}. What `dynbench gate --compile` keeps: one row",

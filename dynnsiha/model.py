@@ -23,7 +23,13 @@ from dynnsiha.forms.dynnsiha import DynNSIHA
 from dynnsiha.forms.dynsiha import DynSIHA
 from dynnsiha.forms.expert_block import CoreFactory
 from dynnsiha.forms.flat import FlatDynSIHA
-from dynnsiha.forms.layer import AttentionLayer, DenseCore, HeadLayout, LayerRouting
+from dynnsiha.forms.layer import (
+    AttentionLayer,
+    DenseCore,
+    HeadLayout,
+    LayerRouting,
+    linear_projections,
+)
 from dynnsiha.forms.nsa import GateKind, NativeSparseAttention, SparseCore
 from dynnsiha.forms.recursive import RecursiveDynSIHA
 from dynnsiha.forms.refine import RefinementRouting, RefiningForm
@@ -34,7 +40,7 @@ from dynnsiha.saving import load_model, save_model
 from dynnsiha.synthesis.moie import MoIE
 from dynnsiha.synthesis.sbl import Init, Routing
 
-AttentionKind = Literal["dynnsiha", "dynsiha", "nsa", "dimension"]
+AttentionKind = Literal["dynnsiha", "dynsiha", "nsa", "dense", "dimension"]
 FormKind = Literal["blocks", "flat", "recursive"]
 FeedForwardKind = Literal["swiglu", "moie", "deep_embed"]
 
@@ -51,8 +57,9 @@ class DynNSIHAConfig:
         form: "blocks" (attention and feed-forward in turn), "flat" (`FlatDynSIHA`) or "recursive"
             (`RecursiveDynSIHA`); the last two have experts for both.
         attention: "dynnsiha" (sparse, synthesised), "dynsiha" (dense, synthesised), "nsa" (sparse,
-            plain projections) or "dimension" (dense, a mask per feature). In the flat and the
-            recursive form "dynnsiha" is sparse and "dynsiha" dense, between head experts.
+            plain projections), "dense" (plain projections) or "dimension" (dense, a mask per
+            feature). In the flat and the recursive form "dynnsiha" is sparse and "dynsiha" dense,
+            between head experts.
         nsa: what a query attends to; None is each form's default. Not used where dense.
         backend, gates: of sparse attention.
         init, routing: of the sparse Bayesian layers.
@@ -150,6 +157,12 @@ def _nsa(config: DynNSIHAConfig) -> AttentionLayer:
     )
 
 
+def _dense(config: DynNSIHAConfig) -> AttentionLayer:
+    layout = HeadLayout.of(*_heads(config))
+    projections = linear_projections(config.d_model, layout)
+    return AttentionLayer(layout, projections, DenseCore(), rotary_base=config.rotary_base)
+
+
 def _heads(config: DynNSIHAConfig) -> tuple[int, int, int | None, int | None]:
     return config.d_model, config.heads, config.kv_heads, config.head_dim
 
@@ -162,6 +175,7 @@ _ATTENTION: dict[str, Callable[[DynNSIHAConfig], AttentionLayer]] = {
     "dynnsiha": _dynnsiha,
     "dynsiha": _dynsiha,
     "nsa": _nsa,
+    "dense": _dense,
     "dimension": _dimension,
 }
 

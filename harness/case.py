@@ -17,6 +17,9 @@ WORKLOAD_COLUMNS = (
     "kv_heads",
     "head_dim",
     "model_dim",
+    "layers",
+    "task",
+    "train_steps",
     "inputs",
     "seed",
 )
@@ -34,6 +37,7 @@ SETTING_COLUMNS = (
     "query_tile",
     "private_blocks",
     "target_sparsity",
+    "variant",
 )
 
 

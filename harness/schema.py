@@ -66,7 +66,10 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
             "model in one host are one machine.",
         ),
         Column(
-            "suite", "string", "What is measured: `attention` (q, k, v to o) or `layer` (x to y)."
+            "suite",
+            "string",
+            "What is measured: `attention` (q, k, v to o), `layer` (x to y), or a whole language "
+            "model: `generation`, `training` (one step) or `quality` (what a training reaches).",
         ),
         Column(
             "provider",
@@ -88,7 +91,15 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column("q_heads", "int", "Query heads (H)."),
         Column("kv_heads", "int", "Key/value heads (K); H / K query heads share one."),
         Column("head_dim", "int", "Width of a head (D)."),
-        Column("model_dim", "int", "Width of the residual stream (d); only in suite `layer`."),
+        Column("model_dim", "int", "Width of the residual stream (d); null in suite `attention`."),
+        Column("layers", "int", "Blocks of the model; only where a model is measured."),
+        Column(
+            "task",
+            "string",
+            "What a model learns: `text`, `recall`, `needle`, `copy` or `arc`; only in suite "
+            "`quality`.",
+        ),
+        Column("train_steps", "int", "Optimizer steps of a training; only in suite `quality`."),
         Column(
             "inputs",
             "string",
@@ -130,6 +141,12 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
             "target_sparsity",
             "float",
             "Share of causal pairs asked to be left out by `--sparsity`.",
+        ),
+        Column(
+            "variant",
+            "string",
+            "What an ablation changed in the provider's model or training: `name=value`, joined by "
+            "commas in the order of the names; null where nothing.",
         ),
     ),
     "status": (
@@ -244,7 +261,7 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "activation_rate",
             "float",
-            "Share of open neurons in the synthesis layers (suite `layer`).",
+            "Share of open neurons in the synthesis layers (a model's: on held-out data).",
         ),
     ),
     "correctness": (
@@ -264,6 +281,28 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
             "RMS distance to dense attention's output over that output's RMS.",
         ),
         Column("checked", "string", "What was compared, and on how many rows."),
+    ),
+    "model": (
+        Column("parameters", "int", "Numbers that training changes, embeddings included."),
+        Column("first_token_ms", "float", "Median time from a prompt to its first token.", "ms"),
+        Column("tokens_per_s", "float", "Tokens of all sequences over the median latency.", "1/s"),
+        Column("cache_bytes", "int", "What a cache holds after the last token.", "bytes"),
+        Column(
+            "eval_loss",
+            "float",
+            "Cross-entropy on held-out data, over the characters that the task asks for.",
+            "nats",
+        ),
+        Column(
+            "eval_accuracy",
+            "float",
+            "Share of held-out answers right in every character; of a text, share of characters.",
+        ),
+        Column("eval_count", "int", "Held-out answers (of a text: characters) asked for."),
+        Column("dead_neuron_share", "float", "Share of neurons that no held-out token opened."),
+        Column("gate_compressed", "float", "Mean gate of the compressed branch on held-out data."),
+        Column("gate_selected", "float", "Mean gate of the selected branch on held-out data."),
+        Column("gate_sliding", "float", "Mean gate of the sliding branch on held-out data."),
     ),
     "telemetry": (
         Column(

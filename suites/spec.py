@@ -18,7 +18,8 @@ class Spec:
 
     Attributes:
         batch, seq_len, q_heads, kv_heads, head_dim: B, T, H, K, D.
-        model_dim: width of x in suite ``layer``; 0 in suite ``attention``.
+        model_dim: width of x; 0 in suite ``attention``.
+        layers: blocks of the model; 0 where none is measured.
         config: of the sparse core; None for dense attention.
         differentiated: whether the pass needs gradients.
     """
@@ -31,6 +32,7 @@ class Spec:
     kv_heads: int
     head_dim: int
     model_dim: int
+    layers: int
     inputs: str
     seed: int
     dtype: torch.dtype
@@ -52,6 +54,7 @@ class Spec:
             kv_heads=int(work["kv_heads"]),
             head_dim=int(work["head_dim"]),
             model_dim=int(work.get("model_dim", 0)),
+            layers=int(work.get("layers", 0)),
             inputs=str(work["inputs"]),
             seed=int(work["seed"]),
             dtype=getattr(torch, case.dtype),

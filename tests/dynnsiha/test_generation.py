@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict] = {
     "dynsiha": {"attention": "dynsiha"},
     "dimension": {"attention": "dimension"},
     "nsa": {"attention": "nsa", "nsa": EXACT},
+    "dense": {"attention": "dense"},
     "dynnsiha": {"nsa": HYBRID, "positions": "sinusoidal"},
     "moie": {"nsa": HYBRID, "feed_forward": "moie"},
     "deep embed": {"nsa": HYBRID, "feed_forward": "deep_embed"},

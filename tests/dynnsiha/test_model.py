@@ -29,6 +29,7 @@ HYBRID = replace(EXACT, compress_block=16, compress_stride=16, query_tile=4, pri
 VARIANTS: dict[str, dict] = {
     "dynsiha": {"attention": "dynsiha"},
     "nsa": {"attention": "nsa", "nsa": EXACT},
+    "dense": {"attention": "dense"},
     "dynnsiha exact": {"nsa": EXACT},
     "dynnsiha hybrid": {"nsa": HYBRID, "positions": "sinusoidal"},
 }
@@ -193,8 +194,8 @@ def test_routing_of_every_block(name, text, segmenter):
     assert torch.equal(logits, model(*ids))
     assert len(routings) == 2
     for routing in routings:
-        assert (routing.qkv is None) is (name == "nsa")
-        assert (routing.attention is None) is (name == "dynsiha")
+        assert (routing.qkv is None) is (name in ("nsa", "dense"))
+        assert (routing.attention is None) is (name in ("dynsiha", "dense"))
 
 
 def test_texts_of_a_batch_do_not_mix(text, segmenter):
