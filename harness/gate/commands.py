@@ -53,6 +53,10 @@ _REV = (
     "Old revision to measure against this checkout, or OLD..NEW; only dynnsiha/ is taken from it."
 )
 _SELF = "Measure this checkout (or --rev) against itself: its noise, and thresholds below it."
+_PLANT = (
+    "With --self-check: a slow-down that the gate should find, planted into one case at a time: a "
+    "share (0.05) or standard deviations above the threshold (3sd); repeatable."
+)
 _COMPILE = (
     "Compile every Triton kernel for every architecture, and judge spills, memory, instructions."
 )
@@ -92,6 +96,7 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         candidate: Annotated[Text, _option(_AGAINST, "--candidate", _CANDIDATE, "RUN")] = None,
         rev: Annotated[Text, _option(_AGAINST, "--rev", _REV, "REV")] = None,
         self_check: Annotated[bool, _option(_AGAINST, "--self-check", _SELF)] = False,
+        plant: Annotated[list[str] | None, _option(_AGAINST, "--plant", _PLANT, "SIZE")] = None,
         compile_: Annotated[bool, _option(_AGAINST, "--compile", _COMPILE)] = False,
         kernels: Annotated[Text, _option(_AGAINST, "--kernels", _KERNELS, "MODULE:NAME")] = None,
         save: Annotated[bool, _option(_AGAINST, "--save", _SAVE)] = False,
@@ -125,6 +130,8 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         if compile_:
             _compiled(host, baseline, candidate, kernels, case or [], settings, files, save=save)
         measuring = rev is not None or self_check
+        if plant and not self_check:
+            raise SettingsError("--plant is of the self-check: give --self-check too")
         check: SelfCheck | None = None
         if candidate is not None and measuring:
             raise SettingsError(
@@ -136,7 +143,8 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         limit_s = None if budget is None else host.duration_s(budget, "--budget")
         if measuring:
             saved = None if baseline is None else _find(host, baseline)
-            asked = _Asked(rev, self_check, tuple(case or ()), limit_s, out, resume)
+            plants = tuple(plant or ())
+            asked = _Asked(rev, self_check, plants, tuple(case or ()), limit_s, out, resume)
             outcome, check = _measured(host, asked, saved, settings)
         else:
             saved, outcome = _stored(host, baseline, candidate, settings, case or [])
@@ -323,6 +331,7 @@ class _Asked:
 
     rev: str | None
     self_check: bool
+    plants: tuple[str, ...]
     patterns: tuple[str, ...]
     limit_s: float | None
     out: Path | None
@@ -339,10 +348,12 @@ def _measured(
 ) -> tuple[Outcome, SelfCheck | None]:
     """Measure two versions in rounds, or one against itself."""
     from dynbench.harness.gate import gating
+    from dynbench.harness.gate.planting import Plant
     from dynbench.harness.gate.revision import versions
     from dynbench.harness.gate.rounds import Clock, gate_folder_for
     from dynbench.harness.gate.selfcheck import self_check
 
+    plants = [Plant.parse(text) for text in asked.plants]
     with versions(Path.cwd(), asked.rev, host.package, against_itself=asked.self_check) as (
         old,
         new,
@@ -362,7 +373,7 @@ def _measured(
                     rounds, cases, settings, accepted=saved, clock=clock, say=_say
                 )
                 return outcome, None
-            found = self_check(rounds, cases, settings, clock=clock, say=_say)
+            found = self_check(rounds, cases, settings, plants=plants, clock=clock, say=_say)
     for label, floor in found.floors.items():
         _say(f"noise floor {100 * floor:.2g} %: {label}")
     return found.outcome, found

@@ -8,7 +8,7 @@ caller's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -209,13 +209,14 @@ def noise_note(verdicts: Sequence[CaseVerdict], settings: Settings) -> str:
     counts = sorted(v.observations for v in told)
     noises = sorted(100 * (v.noise or 0.0) for v in told)
     return (
-        f"rounds: {_span(counts)} for each case; noise of a round {_span(noises, '.2g')} %; "
+        f"rounds: {span(counts)} for each case; noise of a round {span(noises, '.2g')} %; "
         f"slow-downs found with {100 * settings.power:g} % chance: from "
-        f"{_span(sorted(100 * f for f in found), '.2g')} %"
+        f"{span(sorted(100 * f for f in found), '.2g')} %"
     )
 
 
-def _span(values: Sequence[float], form: str = "d") -> str:
+def span(values: Sequence[float], form: str = "d") -> str:
+    """The first and the last of sorted numbers, in words."""
     low, high = format(values[0], form), format(values[-1], form)
     return low if low == high else f"{low} to {high}"
 
@@ -227,32 +228,57 @@ def measure_rounds(
     if not cases:
         raise NothingToCompare("no case to measure")
     readings: dict[str, list[Reading]] = {BASELINE: [], CANDIDATE: []}
-    needed = dict.fromkeys((case.case_id for case in cases), settings.min_rounds)
-    index = 0
-    while todo := [case for case in cases if needed[case.case_id] > index]:
+    least = dict.fromkeys((case.case_id for case in cases), settings.min_rounds)
+    further_rounds(rounds, cases, least, readings, clock, say)
+    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    further_rounds(
+        rounds, cases, rounds_for(verdicts, len(verdicts), settings), readings, clock, say
+    )
+    return readings
+
+
+def further_rounds(
+    rounds: Rounds,
+    cases: Sequence[Case],
+    needed: Mapping[str, int],
+    readings: dict[str, list[Reading]],
+    clock: Clock,
+    say: Say,
+) -> None:
+    """Measure, until each case has as many rounds as it needs, what ``readings`` lack."""
+    known = {(reading.row["case_id"], reading.round) for reading in readings[BASELINE]}
+    more = [n for i, n in needed.items() if known and (i, n - 1) not in known]
+    if more:
+        say(f"{len(more)} of {len(cases)} cases need more rounds: up to {max(more)}")
+    for index in range(max(needed.values(), default=0)):
+        todo = [
+            case
+            for case in cases
+            if needed.get(case.case_id, 0) > index and (case.case_id, index) not in known
+        ]
+        if not todo:
+            continue
         if index >= 2 and not clock.fits():
             say(f"the budget ends the measuring after {index} rounds")
             break
         with clock.round():
             for side, found in rounds.measure(todo, index).items():
                 readings[side] += found
-        index += 1
-        if index == settings.min_rounds and settings.max_rounds > index:
-            needed = _plan_rounds(readings, settings)
-            more = [count for count in needed.values() if count > index]
-            if more:
-                say(f"{len(more)} of {len(cases)} cases need more rounds: up to {max(more)}")
-    return readings
 
 
-def _plan_rounds(readings: dict[str, list[Reading]], settings: Settings) -> dict[str, int]:
-    """Rounds for each case, from the noise of the first ones.
+def rounds_for(
+    verdicts: Iterable[CaseVerdict],
+    compared: int,
+    settings: Settings,
+    targets: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """Rounds for each case, from the noise of the first ones, where ``compared`` cases are judged.
 
-    Only what is ambiguous so far needs more: a regression is measured again anyway, and a case
-    that is surely within its threshold stays so.
+    They are to find a slow-down of the case's target, by default of threshold + margin. Only what
+    is ambiguous so far needs more: a regression is measured again anyway, and a case that is surely
+    within its threshold stays so.
     """
-    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
-    alpha = (1 - settings.confidence) / max(len(verdicts), 1)
+    alpha = (1 - settings.confidence) / max(compared, 1)
     needed = {}
     for verdict in verdicts:
         needed[verdict.case_id] = settings.min_rounds
@@ -262,7 +288,7 @@ def _plan_rounds(readings: dict[str, list[Reading]], settings: Settings) -> dict
             verdict.noise,
             verdict.observations - 1,
             math.log1p(verdict.threshold),
-            math.log1p(verdict.threshold + settings.margin),
+            math.log1p((targets or {}).get(verdict.case_id, verdict.threshold + settings.margin)),
             alpha,
             settings.power,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynbench.harness.case import Case
 from dynbench.harness.gate.conditions import pair
 from dynbench.harness.gate.errors import SettingsError
 from dynbench.harness.gate.gating import Say, measure_rounds, noise_note, retested
 from dynbench.harness.gate.outcome import Outcome
+from dynbench.harness.gate.planting import Plant, planted_trials
 from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Clock, Rounds
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.gate.verdicts import COMPARED, CaseVerdict, Verdict, judge
@@ -36,12 +37,14 @@ def self_check(
     cases: Sequence[Case],
     settings: Settings,
     *,
+    plants: Sequence[Plant] = (),
     clock: Clock | None = None,
     say: Say = lambda line: None,
 ) -> SelfCheck:
     """The noise floor of each case, and how many the gate would flag. Raises NothingToCompare.
 
     What is flagged is a false alarm, since nothing changed. It is measured again, as a gate would.
+    Then the ``plants`` follow: slow-downs that it should find.
     """
     readings = measure_rounds(rounds, cases, settings, clock or Clock(), say)
     verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
@@ -49,7 +52,13 @@ def self_check(
     after = verdicts
     if flagged and settings.retest:
         after = retested(rounds, cases, verdicts, flagged, settings, say)
-    return _self_check(rounds.sides[CANDIDATE].name, verdicts, after, settings)
+    found = _self_check(rounds.sides[CANDIDATE].name, verdicts, after, settings)
+    trials = [
+        planted_trials(rounds, cases, readings, verdicts, found.floors, settings, plant, say)
+        for plant in plants
+    ]
+    notes = [*found.outcome.notes, *(trial.note for trial in trials)]
+    return replace(found, outcome=replace(found.outcome, notes=notes))
 
 
 def false_alarms_note(before: Sequence[CaseVerdict], after: Sequence[CaseVerdict]) -> str:

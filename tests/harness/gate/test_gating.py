@@ -182,8 +182,7 @@ def test_planned_cases_are_filtered():
 
 
 def planned(pairing, settings: Settings) -> int:
-    readings = {"baseline": pairing.baseline, "candidate": pairing.candidate}
-    return gating._plan_rounds(readings, settings)[pairing.case_id]
+    return gating.rounds_for(judge([pairing], settings), 1, settings)[pairing.case_id]
 
 
 def test_rounds_follow_from_the_noise(simulate):
