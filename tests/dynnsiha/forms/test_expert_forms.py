@@ -142,7 +142,7 @@ def test_the_mixture_is_the_weighted_sum_of_the_experts_outputs():
     torch.testing.assert_close(made.heads.experts.mixtures[0], wanted)
 
 
-@pytest.mark.parametrize("name", ["flat", "flat capr", "recursive", "recursive softmax"])
+@pytest.mark.parametrize("name", ["flat", "flat resident", "recursive", "recursive softmax"])
 def test_distinct_inputs_have_distinct_effective_weights(name):
     """Every token's own matrices of each block: to q, k, v, back, and of its MLP."""
     form, x = _form(name).double(), _input(9).double()
