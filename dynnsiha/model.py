@@ -272,11 +272,14 @@ class DynNSIHALanguageModel(nn.Module):
 
     Hierarchical embedding → blocks, or a form of experts → RMSNorm → logits. Word ids must come
     from a `WordSegmenter` with alignment "completed": then no output depends on a later character.
+
+    ``activation_checkpointing``, from the configuration, may be changed at any time.
     """
 
     def __init__(self, config: DynNSIHAConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = config.activation_checkpointing
         self.embedding = HierarchicalEmbedding(
             config.d_model,
             config.char_vocab,
@@ -393,9 +396,7 @@ class DynNSIHALanguageModel(nn.Module):
         return x + y, [routing]
 
     def _recompute(self, return_routing: bool) -> bool:
-        return (
-            self.config.activation_checkpointing and torch.is_grad_enabled() and not return_routing
-        )
+        return self.activation_checkpointing and torch.is_grad_enabled() and not return_routing
 
     def loss(self, char_ids: Tensor, word_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, in nats, of predicting character t + 1 from characters up to t.

@@ -44,7 +44,7 @@ def load_model(
     model_type: Callable[[Any], Model],
     device: torch.device | str,
 ) -> tuple[Model, WordSegmenter | None]:
-    """The model that `save_model` wrote, and its segmenter if there is one.
+    """The model that `save_model` wrote, in its dtype, and its segmenter if there is one.
 
     Raises:
         FileNotFoundError: no model in the folder.
@@ -63,8 +63,10 @@ def load_model(
         nsa = settings["nsa"] | {"branches": tuple(settings["nsa"]["branches"])}
         settings["nsa"] = NSAConfig(**nsa)
     model = model_type(config_type(**settings))
+    # Copies: the file that safetensors maps may be written again while the model is in use.
+    weights = {name: x.clone() for name, x in safetensors.load_file(path / WEIGHTS).items()}
     try:
-        model.load_state_dict(safetensors.load_file(path / WEIGHTS))
+        model.load_state_dict(weights, assign=True)  # in the dtype that they were saved in
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path / WEIGHTS}: does not fit {CONFIG}: {first}") from error

@@ -6,6 +6,7 @@ import argparse
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 
@@ -19,7 +20,13 @@ from dynnsiha.learning.rmsuon import RMSuon
 from dynnsiha.learning.sars import SurpriseAwareRoutingShaping
 from dynnsiha.learning.schedule import warmup_cosine
 from dynnsiha.learning.windows import TextWindows
-from dynnsiha.model import DynNSIHAConfig, DynNSIHALanguageModel
+from dynnsiha.model import (
+    AttentionKind,
+    DynNSIHAConfig,
+    DynNSIHALanguageModel,
+    FeedForwardKind,
+    FormKind,
+)
 
 CHAR_VOCAB = 256
 _HELD_OUT_SHARE = 0.05
@@ -50,21 +57,25 @@ def library_text(modules: Sequence[str] = ()) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dynnsiha.learning", description=__doc__)
     add = parser.add_argument
-    add("--attention", default="dynnsiha", help="as in DynNSIHAConfig")
+    add("--form", choices=get_args(FormKind), default="blocks")
+    add("--attention", choices=get_args(AttentionKind), default="dynnsiha")
+    add("--feed-forward", choices=get_args(FeedForwardKind), default="swiglu")
+    add("--experts", type=int, default=16, help="of --form flat and recursive, of each kind")
+    add("--active-experts", type=int, default=2, help="of them, those that a character takes")
     add("--modules", nargs="*", default=[], metavar="NAME", help="modules to read; all if none")
     add("--steps", type=int, default=600)
     add("--d-model", type=int, default=128)
-    add("--layers", type=int, default=2)
+    add("--layers", type=int, default=2, help="blocks, or steps of --form recursive")
     add("--heads", type=int, default=4)
     add("--seq-len", type=int, default=256)
     add("--batch", type=int, default=16)
     add("--optimizer", choices=("adamw", "rmsuon"), default="rmsuon")
     add("--lr", type=float, default=5e-3)
-    add("--surprise", type=float, default=0.0, metavar="WEIGHT", help="of SML")
-    add("--kl", type=float, default=0.0, metavar="WEIGHT")
-    add("--sars", type=float, default=0.0, metavar="WEIGHT")
+    add("--surprise", type=float, default=0.0, metavar="WEIGHT", help="of SML: sparse neurons")
+    add("--kl", type=float, default=0.0, metavar="WEIGHT", help="sparse Bayesian layers")
+    add("--sars", type=float, default=0.0, metavar="WEIGHT", help="neurons and experts")
     add("--sign", choices=("plus", "minus"), default="plus", help="of SARS")
-    add("--fars", type=float, default=0.0, metavar="WEIGHT")
+    add("--fars", type=float, default=0.0, metavar="WEIGHT", help="neurons and experts")
     add("--out", metavar="FOLDER", help="for the log and the checkpoint")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--seed", type=int, default=0)
@@ -72,23 +83,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def model_config(options: Any, word_vocab: int) -> DynNSIHAConfig:
+    """The model of the command line's options.
+
+    Raises:
+        ValueError: parts that do not go together.
+    """
+    parts = ("form", "attention", "feed_forward", "d_model", "layers", "heads")
+    return DynNSIHAConfig(
+        char_vocab=CHAR_VOCAB,
+        word_vocab=word_vocab,
+        nsa=_SMALL_BLOCKS,
+        experts=options.experts,
+        active_experts=options.active_experts,
+        **{name: getattr(options, name) for name in parts},
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print the loss on held-out text beside that of two bigram models."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
     text = library_text(options.modules)
     cut = int(len(text) * (1 - _HELD_OUT_SHARE))
     segmenter = WordSegmenter.build([text[:cut]], max_words=8192)
-    config = DynNSIHAConfig(
-        char_vocab=CHAR_VOCAB,
-        word_vocab=segmenter.num_ids,
-        d_model=options.d_model,
-        layers=options.layers,
-        heads=options.heads,
-        attention=options.attention,
-        nsa=_SMALL_BLOCKS,
-    )
-    model = DynNSIHALanguageModel(config).to(options.device)
+    try:
+        model = DynNSIHALanguageModel(model_config(options, segmenter.num_ids))
+    except ValueError as error:
+        parser.error(str(error))
+    model = model.to(options.device)
     kind = RMSuon if options.optimizer == "rmsuon" else torch.optim.AdamW
     optimizer = kind(model.parameters(), lr=options.lr)
     objective = Objective(

@@ -78,7 +78,7 @@ class ExpertCall:
         layer: the layer.
         routing_input: what its router read [B, T, d].
         routing: what the router decided.
-        weight: the experts' weights [B, T, E], 0 for those not taken.
+        weight: the experts' weights [B, T, E], 0 for those not taken, without a graph.
     """
 
     name: str
@@ -101,8 +101,7 @@ class ExpertCall:
 
         It is importance and cost alike: of the experts' inner inputs nothing is kept.
         """
-        weight = self.weight.detach()
-        norms = torch.stack([expert_gradient_norms(grad, weight)[0] for grad in grads])
+        norms = torch.stack([expert_gradient_norms(grad, self.weight)[0] for grad in grads])
         norm = norms.norm(dim=0)
         return norm, norm
 

@@ -62,24 +62,21 @@ class RoutingStatistics:
             seen.blocks.append(routing.attention.block_counts.float().mean())
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a layer, in the order of the calls' names; columns as in `log.COLUMNS`."""
-        rows: list[dict[str, Any]] = []
+        """One row a layer, in the order of the first calls; columns as in `log.COLUMNS`."""
+        rows: dict[str, dict[str, Any]] = {}
         for name, neurons in self._neurons.items():
             count = len(neurons.open_tokens)
-            rows.append(
-                {
-                    "layer": name,
-                    "neurons": count,
-                    "activation_rate": float(neurons.open_tokens.sum()) / (count * neurons.tokens),
-                    "dead_neurons": int((neurons.open_tokens == 0).sum()),
-                }
-            )
+            rows[name] = {
+                "layer": name,
+                "neurons": count,
+                "activation_rate": float(neurons.open_tokens.sum()) / (count * neurons.tokens),
+                "dead_neurons": int((neurons.open_tokens == 0).sum()),
+            }
         for name, branches in self._branches.items():
             if not branches.gates:
                 continue
             gates = torch.stack(branches.gates).mean(0).tolist()
-            row = {"layer": name} | {
-                f"gate_{branch}": gate for branch, gate in zip(BRANCHES, gates, strict=True)
-            }
-            rows.append(row | {"selected_blocks": float(torch.stack(branches.blocks).mean())})
-        return rows
+            row = rows.setdefault(name, {"layer": name})
+            row |= {f"gate_{branch}": gate for branch, gate in zip(BRANCHES, gates, strict=True)}
+            row["selected_blocks"] = float(torch.stack(branches.blocks).mean())
+        return list(rows.values())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -26,7 +27,8 @@ def watch_routing(
     """Inside the block, tell the callbacks of every call of a routed layer in ``model``.
 
     The model is called as always and returns what it always returns: the layers are asked for
-    their routing behind its back.
+    their routing behind its back. A compiled model runs uncompiled meanwhile, since compiled code
+    does not notice who watches it.
 
     Args:
         model: any module; its parts of type `SparseBayesianLinear`, `SparseProtoLinear`,
@@ -43,7 +45,8 @@ def watch_routing(
         if on_attention is not None and isinstance(module, AttentionLayer):
             handles += _ask_for_routing(module, _attention_report(name, on_attention))
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -81,7 +84,11 @@ def _expert_report(name: str, layer: ExpertHeads | ExpertMLP, on_layer: Watcher)
         other = kwargs.get("routing_input")
         experts = routing.experts if isinstance(layer, ExpertHeads) else routing
         read = x if other is None else other
-        on_layer(ExpertCall(name, layer, read, experts, experts.expert_weights))
+        # Nothing may be kept for a backward pass here: activation checkpointing, which computes the
+        # layer again without this report, would find other tensors kept than the first time.
+        with torch.no_grad():
+            weight = experts.expert_weights
+        on_layer(ExpertCall(name, layer, read, experts, weight))
 
     return report
 

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from dynnsiha import (
-    DynNSIHAConfig,
-    DynNSIHALanguageModel,
-    NSAConfig,
-    WordSegmenter,
-    character_ids,
-)
+from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel, WordSegmenter, character_ids
 from dynnsiha.generation import _WordReader
 from dynnsiha.sampling import Sampling
 
-EXACT = NSAConfig(
-    block_size=16, compress_block=8, compress_stride=4, top_n=4, local_blocks=1, window=24
-)
-HYBRID = replace(EXACT, compress_block=16, compress_stride=16, query_tile=4, private_blocks=1)
-VARIANTS: dict[str, dict] = {
-    "dynsiha": {"attention": "dynsiha"},
-    "dimension": {"attention": "dimension"},
-    "nsa": {"attention": "nsa", "nsa": EXACT},
-    "dense": {"attention": "dense"},
-    "dynnsiha": {"nsa": HYBRID, "positions": "sinusoidal"},
-    "moie": {"nsa": HYBRID, "feed_forward": "moie"},
-    "deep embed": {"nsa": HYBRID, "feed_forward": "deep_embed"},
-    "deep embed 1x": {"attention": "dynsiha", "feed_forward": "deep_embed", "deep_embed": "1x"},
-    "flat": {"form": "flat", "attention": "dynsiha", "experts": 4},
-    "recursive": {"form": "recursive", "nsa": HYBRID, "experts": 4},
-}
-every_variant = pytest.mark.parametrize("name", VARIANTS)
+from .variants import VARIANTS, every_variant
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +76,49 @@ def test_greedy_text_is_what_full_forwards_choose(name, text, segmenter):
 
 
 def test_a_seed_repeats_a_text_and_another_seed_does_not(text, segmenter):
-    model = model_of("dynnsiha", segmenter)
+    model = model_of("dynnsiha hybrid", segmenter)
     first = model.generate(text[:20], segmenter, 30, seed=1)
     assert len(first) == 30
     assert model.generate(text[:20], segmenter, 30, seed=1) == first
     assert model.generate(text[:20], segmenter, 30, seed=2) != first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [({"top_k": 2}, 2), ({"top_p": 0.6}, None), ({"top_k": 3, "top_p": 0.5}, 3)],
+    ids=str,
+)
+def test_a_text_holds_only_what_the_options_leave(options, choices, text, segmenter):
+    """Each character beside the distribution of a full forward pass without options."""
+    model = model_of("dynnsiha hybrid", segmenter)
+    added = model.generate(text[:20], segmenter, 40, seed=4, **options)
+    logits = model(*ids_of(text[:20] + added, segmenter))[0, 19:-1]
+    ranks = []
+    for row, char in zip(logits.softmax(-1), added, strict=True):
+        better = row[row > row[ord(char)]]
+        ranks.append(len(better))
+        assert choices is None or len(better) < choices
+        if options == {"top_p": 0.6}:
+            assert float(better.sum()) < 0.6
+    assert max(ranks) > 0  # it is not the most probable one each time
+
+
+def test_temperature_widens_or_narrows_the_choice(text, segmenter):
+    model = model_of("dynsiha", segmenter)
+    greedy = model.generate(text[:20], segmenter, 30, temperature=0)
+    assert model.generate(text[:20], segmenter, 30, temperature=1e-3, seed=1) == greedy
+    assert model.generate(text[:20], segmenter, 30, top_k=1, seed=1) == greedy
+    assert model.generate(text[:20], segmenter, 30, temperature=1e6, seed=1) != greedy
+
+
+def test_without_a_seed_torchs_own_stream_decides(text, segmenter):
+    model = model_of("dynsiha", segmenter)
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(model.generate(text[:20], segmenter, 30))
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_rows_of_a_cache_can_be_taken_back_and_repeated(text, segmenter):
@@ -171,6 +188,37 @@ def test_the_distribution_holds_the_fewest_best_tokens(values, temperature, top_
     assert plain[kept].min() >= plain[~kept].max() - 1e-9 if (~kept).any() else True
 
 
+@given(logits_of, st.integers(1, 14), st.floats(0.01, 1))
+def test_top_p_counts_in_what_top_k_leaves(values, top_k, top_p):
+    """One after the other, by sorting: the k best, then the fewest of them that reach top_p."""
+    logits = torch.tensor(values)
+    both = Sampling(1.0, top_k, top_p).probabilities(logits).tolist()
+    order = sorted(range(len(values)), key=lambda i: (-float(logits[i]), i))[:top_k]
+    powers = [math.exp(float(logits[i] - logits.max())) for i in order]
+    kept, reached = {}, 0.0
+    for i, power in zip(order, powers, strict=True):
+        if reached >= top_p - 1e-6 and kept:
+            break
+        kept[i] = power
+        reached += power / sum(powers)
+    close = abs(reached - top_p) < 1e-5  # rounding may keep one more or less there
+    for i, p in enumerate(both):
+        if not close:
+            assert p == pytest.approx(kept.get(i, 0.0) / sum(kept.values()), abs=1e-5)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable():
+    sampling = Sampling(0.7, top_k=4, top_p=0.95)
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0, 1.5, 0.5])
+    p = sampling.probabilities(logits)
+    assert int((p > 0).sum()) == 4
+    generator = torch.Generator().manual_seed(0)
+    drawn = sampling.draw(logits.expand(20_000, 6), generator)
+    share = torch.bincount(drawn, minlength=6) / 20_000
+    torch.testing.assert_close(share, p, rtol=0, atol=0.015)  # four standard deviations
+    assert not share[p == 0].any()
+
+
 def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert Sampling(0).draw(logits).tolist() == [1, 0]
@@ -198,8 +246,43 @@ def test_a_saved_model_writes_the_same_text(name, text, segmenter, tmp_path):
     again, same_words = DynNSIHALanguageModel.load(tmp_path / "kept")
     assert again.config == model.config
     assert same_words.to_dict() == segmenter.to_dict()
+    written = load_file(tmp_path / "kept" / "model.safetensors")
+    assert set(written) == set(model.state_dict()) == set(again.state_dict())
+    for part, value in model.state_dict().items():
+        assert torch.equal(written[part], value), part
+        assert torch.equal(again.state_dict()[part], value), part
+    assert all(p.requires_grad for p in again.parameters())
     expected = model.generate(text[:20], segmenter, 8, seed=3)
     assert again.generate(text[:20], same_words, 8, seed=3) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_loaded_model_has_the_dtype_that_was_saved(dtype, text, segmenter, tmp_path):
+    model = model_of("dynnsiha exact", segmenter).to(dtype)
+    model.save(tmp_path, segmenter)
+    again, _ = DynNSIHALanguageModel.load(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    expected = model(*ids_of(text, segmenter))
+    model.save(tmp_path, segmenter)  # over the file that it was loaded from
+    with torch.no_grad():
+        model.logits.weight.zero_()
+    model.save(tmp_path, segmenter)
+    assert torch.equal(again(*ids_of(text, segmenter)), expected)
+
+
+@pytest.mark.parametrize("name", ["deep embed", "deep embed 1x"])
+def test_tables_on_disk_write_the_same_text(name, text, segmenter, tmp_path):
+    model = model_of(name, segmenter).float()
+    ids = ids_of(text, segmenter)
+    in_memory = model(*ids), model.generate(text[:20], segmenter, 12, seed=3)
+    size = sum(p.numel() for p in model.parameters())
+    for i, block in enumerate(model.blocks):
+        block.feed_forward.write_table(tmp_path / str(i))
+        block.feed_forward.map_table(tmp_path / str(i))
+    width = 32 if model.config.deep_embed == "1x" else 128
+    assert size - sum(p.numel() for p in model.parameters()) == 2 * 256 * width
+    assert torch.equal(model(*ids), in_memory[0])
+    assert model.generate(text[:20], segmenter, 12, seed=3) == in_memory[1]
 
 
 def test_loading_what_is_not_there_or_does_not_fit(segmenter, tmp_path):

@@ -85,6 +85,19 @@ def test_gradients_reach_the_rows_in_use_and_no_other():
         assert torch.equal(touched, used)
 
 
+@pytest.mark.parametrize("positions", ["none", "sinusoidal"])
+def test_a_character_and_its_word_change_their_own_token_alone(positions):
+    embedding = HierarchicalEmbedding(8, 20, 30, positions=positions)
+    chars, words = _ids()
+    before = embedding(chars, words)
+    other_char, other_word = chars.clone(), words.clone()
+    other_char[1, 4] = (chars[1, 4] + 1) % 20
+    other_word[0, 7] = (words[0, 7] + 1) % 30
+    for ids, place in (((other_char, words), [1, 4]), ((chars, other_word), [0, 7])):
+        changed = (embedding(*ids) != before).any(dim=-1)
+        assert changed.nonzero().tolist() == [place]
+
+
 def test_positions_beyond_the_table_name_the_fix():
     embedding = HierarchicalEmbedding(8, 20, 30, positions="learned", max_positions=9)
     with pytest.raises(ValueError, match=r"positions has 9: the table has 9 rows.*max_positions"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,13 +62,22 @@ def test_the_second_layers_score_has_unit_variance_at_any_width(width):
     assert float(score.square().mean().sqrt()) == pytest.approx(1.0, abs=0.04)
 
 
-def test_distinct_inputs_open_distinct_experts():
-    layer = _layer()
-    y, weights = layer(_input(40, 12), return_routing=True)
-    assert torch.equal(y, layer(_input(40, 12)))
-    for weight in weights:
-        distance = torch.cdist(weight, weight) + torch.eye(40)
-        assert float(distance.detach().min()) > 1e-3
+def test_distinct_inputs_meet_distinct_matrices():
+    """Both matrices of each token, applied by hand."""
+    layer, x = _layer().double(), _input(40, 12).double()
+    y, weights = layer(x, return_routing=True)
+    assert torch.equal(y, layer(x))
+    matrices = []
+    for t in range(40):
+        first = weights[0][t, :, None] * layer.inner.mu
+        second = weights[1][t, :, None] * layer.output.mu
+        hidden = first @ x[t] + weights[0][t] * layer.inner.bias
+        out = second @ (hidden * torch.sigmoid(hidden)) + weights[1][t] * layer.output.bias
+        torch.testing.assert_close(out, y[t])
+        matrices.append((first.detach(), second.detach()))
+    for one, other in itertools.combinations(matrices, 2):
+        assert not torch.allclose(one[0], other[0])
+        assert not torch.allclose(one[1], other[1])
 
 
 @pytest.mark.parametrize("routing", ["dot", "cosine"])

@@ -105,6 +105,17 @@ def test_distinct_inputs_meet_distinct_matrices():
     assert not torch.allclose(layer(first + second), layer(first) + layer(second))
 
 
+@pytest.mark.parametrize("routing", ["dot", "cosine"])
+def test_tokens_do_not_see_each_other(routing):
+    layer = _layer(routing=routing).double()
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, 4:] = -3 * x[:, 4:]
+    before, after = layer(x), layer(changed)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert not torch.equal(before[:, 4:], after[:, 4:])
+
+
 def test_closed_gates_give_exact_zeros_and_finite_gradients():
     layer = _layer()
     torch.nn.init.constant_(layer.gate, 1e6)

@@ -53,6 +53,17 @@ def test_distinct_inputs_meet_distinct_matrices(router, mask):
     assert not torch.allclose(*matrices)
 
 
+@every_variant
+def test_tokens_do_not_see_each_other(router, mask):
+    layer = _layer(router, mask).double()
+    x = _input(2, 9, 12).double()
+    changed = x.clone()
+    changed[:, 4:] = -3 * x[:, 4:]
+    before, after = layer(x), layer(changed)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert not torch.equal(before[:, 4:], after[:, 4:])
+
+
 def test_closed_features_are_exact_zeros():
     layer = _layer()
     x = _input(40, 12)

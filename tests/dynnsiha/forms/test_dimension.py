@@ -99,20 +99,29 @@ def test_a_dead_neuron_stays_dead():
     assert router.gate.grad.abs().sum() > 0
 
 
-def test_a_cached_decode_equals_the_full_forward():
-    form, x = _form(), _input()
+every_router = pytest.mark.parametrize("router", ["dot", "cpr", "capr"])
+
+
+@every_router
+@pytest.mark.parametrize("mask", ["relu", "softmax"])
+def test_a_cached_decode_equals_the_full_forward(router, mask):
+    form, x = _form(router=router, mask=mask).double(), _input().double()
     cache = form.new_cache(2, 37)
     parts = [form(x[:, :20], cache=cache)]
     parts += [form(x[:, t : t + 1], cache=cache) for t in range(20, 37)]
-    torch.testing.assert_close(torch.cat(parts, 1), form(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, 1), form(x))
 
 
-def test_nothing_leaks_from_the_future():
-    form, x = _form(), _input()
-    changed = x.clone()
-    changed[:, 20:] = 3 * x[:, 20:].flip(1)
-    assert torch.equal(form(x)[:, :20], form(changed)[:, :20])
-    assert not torch.equal(form(x)[:, 20:], form(changed)[:, 20:])
+@every_router
+@pytest.mark.parametrize("mask", ["relu", "softmax"])
+def test_nothing_leaks_from_the_future(router, mask):
+    form, x = _form(router=router, mask=mask), _input()
+    for position in (1, 20, 36):
+        changed = x.clone()
+        changed[:, position:] = 3 * x[:, position:].flip(1) + 1
+        before, after = form(x), form(changed)
+        assert torch.equal(before[:, :position], after[:, :position])
+        assert not torch.equal(before[:, position:], after[:, position:])
 
 
 def test_distinct_inputs_have_distinct_effective_weights():
@@ -135,5 +144,3 @@ def test_training_features():
     y = checkpoint(form, x, use_reentrant=False)
     saved = torch.autograd.grad(y.square().sum(), list(form.parameters()))
     assert all(torch.equal(*pair) for pair in zip(plain, saved, strict=True))
-    compiled = torch.compile(form, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), form(x))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
@@ -141,15 +142,31 @@ def test_the_mixture_is_the_weighted_sum_of_the_experts_outputs():
     torch.testing.assert_close(made.heads.experts.mixtures[0], wanted)
 
 
-def test_distinct_inputs_have_distinct_effective_weights():
-    form, x = _form("flat").double(), _input(9).double()
+@pytest.mark.parametrize("name", ["flat", "flat resident", "recursive", "recursive softmax"])
+def test_distinct_inputs_have_distinct_effective_weights(name):
+    """Every token's own matrices of each block: to q, k, v, back, and of its MLP."""
+    form, x = _form(name).double(), _input(9).double()
     _, routing = form(x, return_routing=True)
-    heads, experts = form.blocks[0].heads, routing.blocks[0].heads.experts
-    weights = [composed(heads.qkv.weight, experts.expert_weights[0, t]) for t in range(9)]
-    normal = form.blocks[0].heads_norm(x)
-    for t, weight in enumerate(weights):
-        torch.testing.assert_close(weight @ normal[0, t], experts.mixtures[0][0, t])
-        assert not any(torch.allclose(weight, other) for other in weights[:t])
+    stream = x
+    for block, made in zip(form.sequence, routing.blocks, strict=True):
+        heads, mlp = made.heads.experts, made.mlp
+        normal = block.heads_norm(stream)
+        attended = heads.mixtures[-1]
+        matrices = []
+        for t in range(9):
+            to_heads, back, to_output = (
+                composed(bank.weight, experts.expert_weights[0, t])
+                for bank, experts in (
+                    (block.heads.qkv, heads),
+                    (block.heads.output, heads),
+                    (block.mlp.output, mlp),
+                )
+            )
+            torch.testing.assert_close(to_heads @ normal[0, t], heads.mixtures[0][0, t])
+            matrices.append((to_heads, back, to_output))
+        for first, second in itertools.combinations(matrices, 2):
+            assert all(not torch.allclose(*pair) for pair in zip(first, second, strict=True))
+        stream = stream + attended + mlp.mixtures[-1]
 
 
 def _largest_allocation(call: Callable[[], Any]) -> int:
@@ -269,47 +286,6 @@ def test_activation_checkpointing_repeats_the_gradients(name):
         y = checkpoint(form, x, use_reentrant=False) if recompute else form(x)
         gradients.append(torch.autograd.grad(y.square().sum(), (x, *form.parameters())))
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-
-@pytest.mark.parametrize("name", ["flat", "recursive", "recursive halting"])
-def test_it_compiles_in_one_graph(name):
-    form = _form(name)
-    results = []
-    for call in (form, torch.compile(form, backend="aot_eager", fullgraph=True)):
-        x = _input().requires_grad_()
-        y = call(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), (x, *form.parameters()))))
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
-
-
-class _Stock(nn.Module):
-    """In the place of ``nn.MultiheadAttention`` in torch's own encoder layer."""
-
-    batch_first = True
-    in_proj_bias = None  # tells torch that its fused kernel does not apply
-
-    def __init__(self, form: nn.Module) -> None:
-        super().__init__()
-        self.form = form
-
-    def forward(self, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        return self.form(query), None
-
-
-@every_form
-def test_it_stands_in_a_stock_transformer(name):
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(WIDTH, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
-    form, x = _form(name), _input()
-    layer.self_attn = _Stock(form)
-    stream = x + form(layer.norm1(x))
-    wanted = stream + layer.linear2(layer.linear1(layer.norm2(stream)).relu())
-    with torch.no_grad():
-        torch.testing.assert_close(layer.eval()(x), wanted)
-    y = layer.train()(x)
-    torch.testing.assert_close(y, wanted)
-    y.square().mean().backward()
-    assert form.sequence[0].heads.qkv.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 17])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,21 +11,11 @@ from torch import Tensor
 from dynnsiha import (
     DynNSIHAConfig,
     DynNSIHALanguageModel,
-    NSAConfig,
     WordSegmenter,
     character_ids,
 )
 
-EXACT = NSAConfig(
-    block_size=16, compress_block=8, compress_stride=4, top_n=4, local_blocks=1, window=24
-)
-HYBRID = replace(EXACT, compress_block=16, compress_stride=16, query_tile=4, private_blocks=1)
-VARIANTS: dict[str, dict] = {
-    "dynsiha": {"attention": "dynsiha"},
-    "dynnsiha exact": {"nsa": EXACT},
-    "dynnsiha hybrid": {"nsa": HYBRID},
-    "nsa": {"attention": "nsa", "nsa": EXACT},
-}
+from ..variants import VARIANTS
 
 
 @pytest.fixture

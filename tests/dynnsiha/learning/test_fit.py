@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,8 +12,11 @@ from torch import nn
 from dynnsiha import (
     FisherAwareRoutingShaping,
     RMSuon,
+    SparseBayesianLinear,
+    SparseProtoLinear,
     SurpriseAwareRoutingShaping,
 )
+from dynnsiha.forms import ExpertMLP
 from dynnsiha.learning import (
     Objective,
     TextWindows,
@@ -45,22 +49,45 @@ class _CutOff(Exception):
     pass
 
 
-def _run(small_model, windows, *, out, steps=7, kind="rmsuon", cut_after=None, **options):
-    model = _WithDropout(small_model("dynnsiha hybrid"))
-    torch.manual_seed(5)
-    optimizer = (
-        RMSuon(model.parameters(), lr=1e-2)
-        if kind == "rmsuon"
-        else torch.optim.AdamW(model.parameters(), lr=1e-2)
-    )
-    objective = Objective(
-        surprise_weight=0.1,
-        kl_weight=0.1,
-        sars=SurpriseAwareRoutingShaping(),
+OPTIMIZERS = {
+    "rmsuon": RMSuon,
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+}
+
+
+def _objective(model: nn.Module, optimizer: torch.optim.Optimizer) -> Objective:
+    """Every auxiliary loss that model and optimizer have."""
+    kinds = {type(part) for part in model.modules()}
+    has_neurons = not kinds.isdisjoint((SparseBayesianLinear, SparseProtoLinear))
+    routed = has_neurons or ExpertMLP in kinds
+    second_moments = not isinstance(optimizer, torch.optim.SGD)
+    return Objective(
+        surprise_weight=0.1 * has_neurons,
+        kl_weight=0.1 * (SparseBayesianLinear in kinds),
+        sars=SurpriseAwareRoutingShaping() if routed else None,
         sars_weight=0.1,
-        fars=FisherAwareRoutingShaping(optimizer),
+        fars=FisherAwareRoutingShaping(optimizer) if routed and second_moments else None,
         fars_weight=0.1,
     )
+
+
+def _run(
+    small_model,
+    windows,
+    *,
+    out,
+    steps=7,
+    kind="rmsuon",
+    name="dynnsiha hybrid",
+    cut_after=None,
+    **options,
+):
+    model = _WithDropout(small_model(name))
+    torch.manual_seed(5)
+    optimizer = OPTIMIZERS[kind](model.parameters(), lr=1e-2)
+    objective = _objective(model, optimizer)
 
     def stop(step: int, _: object) -> None:
         if step == cut_after:
@@ -82,24 +109,27 @@ def _run(small_model, windows, *, out, steps=7, kind="rmsuon", cut_after=None, *
     return model, optimizer, result
 
 
-@pytest.mark.parametrize("kind", ["rmsuon", "adamw"])
-@pytest.mark.parametrize("cut_after", [3, 5])
+@pytest.mark.parametrize(
+    ("name", "kind", "cut_after"),
+    [("dynnsiha hybrid", kind, 5) for kind in OPTIMIZERS]
+    + [("dynnsiha hybrid", "rmsuon", 3), ("deep embed", "adamw", 5)]
+    + [(name, "rmsuon", 5) for name in ("nsa", "dimension", "moie", "flat", "recursive sparse")],
+)
 def test_a_resumed_run_equals_one_that_was_never_cut_off(
-    kind, cut_after, small_model, windows, tmp_path
+    name, kind, cut_after, small_model, windows, tmp_path
 ):
-    whole, optimizer, result = _run(small_model, windows, out=tmp_path / "whole", kind=kind)
+    small = functools.partial(_run, small_model, windows, kind=kind, name=name)
+    whole, optimizer, result = small(out=tmp_path / "whole")
     assert (result.first_step, result.last_step) == (1, 7)
     with pytest.raises(_CutOff):
-        _run(small_model, windows, out=tmp_path / "cut", kind=kind, cut_after=cut_after)
+        small(out=tmp_path / "cut", cut_after=cut_after)
     torch.randn(3)  # whatever happened in between
-    resumed, other, result = _run(
-        small_model, windows, out=tmp_path / "cut", kind=kind, resume=True
-    )
+    resumed, other, result = small(out=tmp_path / "cut", resume=True)
     assert (result.first_step, result.last_step) == (4, 7)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-        for name, value in optimizer.state[a].items():
-            assert torch.equal(value, other.state[b][name]), name
+        for part, value in optimizer.state[a].items():
+            assert torch.equal(value, other.state[b][part]), part
     assert optimizer.param_groups[0]["lr"] == other.param_groups[0]["lr"]
     assert torch.equal(torch.load(tmp_path / "whole" / "checkpoint.pt")["random"],
                        torch.load(tmp_path / "cut" / "checkpoint.pt")["random"])  # fmt: skip

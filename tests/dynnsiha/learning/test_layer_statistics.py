@@ -48,6 +48,33 @@ def test_rows_equal_the_returned_routing(name, small_model, ids):
     assert set(rows) == expected
 
 
+@pytest.mark.parametrize("name", ["flat sparse", "recursive sparse"])
+def test_forms_of_experts_have_experts_gates_and_blocks(name, small_model, ids):
+    """Of the recursive form one row each, over all steps."""
+    model = small_model(name)
+    rows = _rows(model, *ids)
+    _, (routing,) = model(*ids, return_routing=True)
+    blocks = [f"experts.blocks.{i}" for i in (0, 1)] if name == "flat sparse" else ["experts.block"]
+    assert set(rows) == {f"{block}.{part}" for block in blocks for part in ("heads", "mlp")}
+    for i, block in enumerate(blocks):
+        made = routing.blocks[i : i + 1] if name == "flat sparse" else routing.blocks
+        for part, taken in (
+            ("heads", [one.heads.experts for one in made]),
+            ("mlp", [one.mlp for one in made]),
+        ):
+            weight = torch.cat([one.expert_weights for one in taken])
+            row = rows[f"{block}.{part}"]
+            assert row["neurons"] == 4
+            assert row["activation_rate"] == pytest.approx(float(activation_rate(weight)))
+            assert row["dead_neurons"] == int((weight.flatten(0, -2).amax(0) == 0).sum())
+        gates = torch.stack([one.heads.gates for one in made]).detach().mean((0, 1, 2, 3)).tolist()
+        counts = torch.stack([one.heads.attention.block_counts for one in made])
+        row = rows[f"{block}.heads"]
+        named = [row[f"gate_{branch}"] for branch in ("compressed", "selected", "sliding")]
+        assert named == pytest.approx(gates)
+        assert row["selected_blocks"] == pytest.approx(float(counts.float().mean()))
+
+
 def test_a_neuron_is_dead_only_if_no_call_opened_it():
     torch.manual_seed(0)
     layer = SparseBayesianLinear(4, 6)

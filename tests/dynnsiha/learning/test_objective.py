@@ -9,6 +9,8 @@ import torch
 
 from dynnsiha import (
     FisherAwareRoutingShaping,
+    SparseBayesianLinear,
+    SparseProtoLinear,
     SurpriseAwareRoutingShaping,
     kl_divergence_loss,
     surprise_minimization_loss,
@@ -100,6 +102,30 @@ def test_all_terms_equal_their_own_functions(name, small_model, ids):
         torch.testing.assert_close(
             together[parameter_name], parameter.grad, rtol=1e-3, atol=1e-5, msg=parameter_name
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["dynnsiha hybrid", "dynsiha", "dimension", "moie", "deep embed", "flat", "recursive"]
+)
+def test_activation_checkpointing_changes_no_term(name, small_model, ids):
+    results = []
+    for recompute in (False, True):
+        model = small_model(name, activation_checkpointing=recompute)
+        optimizer = torch.optim.AdamW(model.parameters())
+        kinds = {type(part) for part in model.modules()}
+        objective = Objective(
+            surprise_weight=float(not kinds.isdisjoint((SparseBayesianLinear, SparseProtoLinear))),
+            kl_weight=float(SparseBayesianLinear in kinds),
+            sars=SurpriseAwareRoutingShaping(),
+            fars=FisherAwareRoutingShaping(optimizer),
+        )
+        losses = objective(model, *ids)
+        losses.total.backward()
+        assert model.activation_checkpointing is recompute
+        results.append((losses.numbers(), [p.grad for p in model.parameters()]))
+    (numbers, grads), (again, repeated) = results
+    assert numbers == again
+    assert all(torch.equal(*pair) for pair in zip(grads, repeated, strict=True))
 
 
 def test_negative_weights_are_refused():

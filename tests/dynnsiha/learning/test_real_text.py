@@ -3,69 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from dynnsiha import (
     DynNSIHAConfig,
     DynNSIHALanguageModel,
-    HierarchicalEmbedding,
     RMSuon,
     SurpriseAwareRoutingShaping,
     WordSegmenter,
 )
-from dynnsiha.forms import DimensionDynSIHA, FlatDynSIHA, RecursiveDynSIHA
-from dynnsiha.learning import Objective, TextWindows, bigram_loss, evaluate, fit, warmup_cosine
+from dynnsiha.learning import (
+    Objective,
+    TextWindows,
+    bigram_loss,
+    evaluate,
+    fit,
+    read_log,
+    warmup_cosine,
+)
 from dynnsiha.learning.__main__ import _SMALL_BLOCKS, library_text, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS, WIDTH = 150, 64
+STEPS = 150
 OPTIONS = {"char_vocab": 128, "seq_len": 64, "batch": 16}
-
-
-class _OneLayer(nn.Module):
-    """A language model of a form alone: embedding, one residual, logits."""
-
-    def __init__(self, layer: nn.Module, word_vocab: int) -> None:
-        super().__init__()
-        self.embedding = HierarchicalEmbedding(WIDTH, 128, word_vocab, positions="none")
-        self.before, self.layer, self.after = nn.RMSNorm(WIDTH), layer, nn.RMSNorm(WIDTH)
-        self.logits = nn.Linear(WIDTH, 128, bias=False)
-
-    def forward(self, char_ids: Tensor, word_ids: Tensor) -> Tensor:
-        x = self.embedding(char_ids, word_ids)
-        return self.logits(self.after(x + self.layer(self.before(x))))
-
-
-def _model(attention: str) -> Callable[[int], nn.Module]:
-    def make(word_vocab: int) -> nn.Module:
-        config = DynNSIHAConfig(
-            char_vocab=128,
-            word_vocab=word_vocab,
-            d_model=WIDTH,
-            layers=1,
-            heads=2,
-            attention=attention,
-            nsa=_SMALL_BLOCKS,
-        )
-        return DynNSIHALanguageModel(config)
-
-    return make
-
-
-MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "dynnsiha": _model("dynnsiha"),
-    "dynsiha": _model("dynsiha"),
-    "nsa": _model("nsa"),
-    "dimension": lambda words: _OneLayer(DimensionDynSIHA(WIDTH, 2), words),
-    "flat": lambda words: _OneLayer(FlatDynSIHA(WIDTH, 2, experts=4), words),
-    "recursive": lambda words: _OneLayer(RecursiveDynSIHA(WIDTH, 2, steps=2, experts=4), words),
+FORMS: dict[str, dict[str, Any]] = {
+    "dynnsiha": {},
+    "dynsiha": {"attention": "dynsiha"},
+    "nsa": {"attention": "nsa"},
+    "dimension": {"attention": "dimension"},
+    "moie": {"attention": "dynsiha", "feed_forward": "moie"},
+    "deep embed": {"attention": "dynsiha", "feed_forward": "deep_embed"},
+    "flat": {"form": "flat", "attention": "dynsiha", "experts": 4},
+    "recursive": {"form": "recursive", "experts": 4, "layers": 2},
 }
 SLOWER_TO_LEARN = {"dimension": 300}
+
+
+def _model(name: str, word_vocab: int) -> DynNSIHALanguageModel:
+    options = {"d_model": 64, "layers": 1, "heads": 2, "nsa": _SMALL_BLOCKS} | FORMS[name]
+    torch.manual_seed(0)
+    return DynNSIHALanguageModel(DynNSIHAConfig(128, word_vocab, **options))
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +59,10 @@ def words(text) -> WordSegmenter:
     return WordSegmenter.build([text], max_words=1000, hash_buckets=64)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORMS)
 def test_real_text_is_predicted_better_than_by_its_own_bigrams(name, text, words):
     """Most of the windows that are predicted were never drawn: there are too few steps."""
-    torch.manual_seed(0)
-    model = MODELS[name](words.num_ids)
+    model = _model(name, words.num_ids)
     windows = TextWindows.of(text, words, **OPTIONS)
     steps = SLOWER_TO_LEARN.get(name, STEPS)
     schedule = warmup_cosine(steps, warmup=10)
@@ -94,8 +74,7 @@ def test_real_text_is_predicted_better_than_by_its_own_bigrams(name, text, words
 
 @pytest.mark.parametrize("name", ["dynsiha", "flat"])
 def test_all_auxiliary_losses_leave_it_so(name, text, words):
-    torch.manual_seed(0)
-    model = MODELS[name](words.num_ids)
+    model = _model(name, words.num_ids)
     windows = TextWindows.of(text, words, **OPTIONS)
     optimizer = RMSuon(model.parameters(), lr=2e-2)
     neurons = name == "dynsiha"
@@ -111,9 +90,12 @@ def test_all_auxiliary_losses_leave_it_so(name, text, words):
     assert evaluate(model, fresh, batches=12) < bigram_loss(windows.char_ids)
 
 
+SMALL = ["--modules", "textwrap", "--d-model", "16", "--layers", "1", "--heads", "1"]
+SMALL += ["--seq-len", "32", "--batch", "2"]
+
+
 def test_the_command_trains_resumes_and_compares(tmp_path, capsys):
-    small = ["--modules", "textwrap", "--d-model", "16", "--layers", "1", "--heads", "1"]
-    small += ["--seq-len", "32", "--batch", "2", "--out", str(tmp_path)]
+    small = [*SMALL, "--out", str(tmp_path)]
     shaping = ["--surprise", "0.1", "--kl", "0.1", "--sars", "0.1", "--fars", "0.1"]
     main([*small, *shaping, "--steps", "2"])
     capsys.readouterr()
@@ -122,3 +104,41 @@ def test_the_command_trains_resumes_and_compares(tmp_path, capsys):
     model, trained, own = numbers
     assert own <= trained
     assert model > own  # two steps teach little
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    {
+        "--form flat --experts 4 --sars 0.1 --fars 0.1": {
+            "experts.blocks.0.heads": 4,
+            "experts.blocks.0.mlp": 4,
+        },
+        "--form recursive --attention dynsiha --experts 3 --active-experts 1": {
+            "experts.block.heads": 3,
+            "experts.block.mlp": 3,
+        },
+        "--attention dimension --surprise 0.1": {"blocks.0.attention.qkv.k": 16},
+        "--attention nsa --feed-forward moie --kl 0.1": {"blocks.0.feed_forward.inner": 64},
+        "--attention dense --feed-forward deep_embed": {},
+    }.items(),
+)
+def test_the_command_trains_every_form(arguments, layers, tmp_path, capsys):
+    main([*SMALL, *arguments.split(), "--steps", "1", "--out", str(tmp_path)])
+    assert "model " in capsys.readouterr().out
+    neurons = read_log(tmp_path).set_index("layer").neurons
+    assert {name: neurons[name] for name in layers} == layers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    {
+        "--form spiral": "argument --form: invalid choice: 'spiral'",
+        "--form flat --attention nsa": "attention='nsa': form='flat' takes 'dynnsiha' or",
+        "--form flat --experts 2 --active-experts 3": "active_experts=3: must be from 1 to",
+    }.items(),
+)
+def test_parts_that_do_not_go_together_get_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*SMALL, *arguments.split()])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dynnsiha import MoIE, SparseBayesianLinear, SparseProtoLinear
+from dynnsiha import (
+    MoIE,
+    SparseBayesianLinear,
+    SparseProtoLinear,
+    SurpriseAwareRoutingShaping,
+)
 from dynnsiha.learning import record_routing, watch_routing
 from dynnsiha.synthesis import activation_rate
 
@@ -121,13 +126,44 @@ def test_a_mixture_shows_both_of_its_layers():
     assert 0.3 < float(activation_rate(calls[0].weight)) < 0.8
 
 
-def test_recording_goes_with_activation_checkpointing(small_model, ids):
+@pytest.mark.parametrize(
+    ("name", "count"),
+    {"dynnsiha hybrid": 4, "dimension": 8, "moie": 8, "flat": 4, "recursive sparse": 4}.items(),
+)
+def test_recording_goes_with_activation_checkpointing(name, count, small_model, ids):
     gradients = []
     for recompute in (False, True):
-        model = small_model("dynnsiha hybrid", activation_checkpointing=recompute)
+        model = small_model(name, activation_checkpointing=recompute)
         with record_routing(model) as calls:
             loss = model.loss(*ids)
-        loss.backward()
-        assert len(calls) == 4
+        assert len(calls) == count
+        shaped = loss + SurpriseAwareRoutingShaping()(loss, calls)
+        shaped.backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dynsiha", "dynnsiha exact", "moie", "flat"])
+@pytest.mark.parametrize("compiled_first", [False, True])
+def test_a_compiled_model_is_watched_too(name, compiled_first, small_model, ids):
+    """Hooks are nothing that compiled code looks at again."""
+    model = small_model(name)
+    with record_routing(model) as expected:
+        model(*ids)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    plain = compiled(*ids) if compiled_first else None
+    for _ in range(2):
+        with record_routing(compiled) as calls:
+            y = compiled(*ids)
+        assert [call.name for call in calls] == [f"_orig_mod.{call.name}" for call in expected]
+        assert all(
+            torch.equal(mine.weight, theirs.weight)
+            for mine, theirs in zip(calls, expected, strict=True)
+        )
+        assert len(calls) > 0
+    after = compiled(*ids)
+    assert len(calls) == len(expected)  # and nobody is told of this call
+    torch.testing.assert_close(after, y)
+    if plain is not None:
+        assert torch.equal(after, plain)
