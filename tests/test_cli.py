@@ -23,6 +23,7 @@ from dynbench.harness.gpus import Gpu
 from dynbench.harness.measure import Limits, measure
 from dynbench.harness.run import RunOptions
 from dynbench.suites import request
+from dynbench.suites.catalog import SUITES
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
 from dynbench.suites.request import repeat_command
@@ -606,6 +607,10 @@ def test_dry_run_predicts_and_writes_nothing(tmp_path, monkeypatch, capsys):
 
 def requests() -> st.SearchStrategy[PlanOptions]:
     """Sweeps over every axis; a user's own providers have tests of their own."""
+    return st.sampled_from(list(SUITES)).flatmap(_requests_of)
+
+
+def _requests_of(suite: str) -> st.SearchStrategy[PlanOptions]:
     heads = st.sampled_from([*SHAPES.values(), Shape("", 6, 2, 32, batch=3), Shape("", 8, 8, 80)])
     some = {"min_size": 1, "max_size": 2, "unique": True}
     names = ["sdpa", "sdpa:math", "flash", "nsa", "fla", "dynsiha", "dynnsiha"]
@@ -620,13 +625,14 @@ def requests() -> st.SearchStrategy[PlanOptions]:
         cut=cuts,
         seq_lens=st.lists(st.integers(1, 200_000), **some).map(tuple),
         device=st.sampled_from(["cpu", "cuda"]),
-        suite=st.sampled_from(["attention", "layer"]),
+        suite=st.just(suite),
         providers=st.lists(st.sampled_from(names), **some).map(tuple),
-        passes=st.lists(st.sampled_from(["forward", "backward", "forward_backward"]), **some),
+        passes=st.lists(st.sampled_from(SUITES[suite].passes), **some).map(tuple),
         shapes=st.lists(heads, min_size=1, max_size=2).map(tuple),
         dtype=st.none() | st.sampled_from(["float32", "float16", "bfloat16"]),
         batch=st.none() | st.integers(1, 9),
         model_dim=st.none() | st.integers(1, 999),
+        layers=st.none() | st.integers(1, 9),
         window=st.integers(1, 2000),
         branches=st.none()
         | st.sets(st.sampled_from(["compressed", "sliding"])).map(lambda s: ("selected", *s)),
