@@ -112,7 +112,17 @@ def test_help_and_list_load_nothing_heavy(arguments, tmp_path):
 def test_list_names_what_run_takes(monkeypatch, capsys):
     code, out, _ = invoke(monkeypatch, capsys, "list")
     assert code == 0
-    for name in ("attention", "layer", "sdpa", ":cudnn", "flash-attn", "dynnsiha", "64/4/128"):
+    for name in (
+        "attention",
+        "layer",
+        "generation",
+        "training",
+        "sdpa",
+        ":cudnn",
+        "flash-attn",
+        "dynnsiha",
+        "64/4/128",
+    ):
         assert name in out
 
 
@@ -136,6 +146,23 @@ def test_show_prints_rows_and_filters_them(inside, monkeypatch, capsys):
     code, out, _ = invoke(monkeypatch, capsys, "show", "--provider", "dynnsiha")
     assert not re.search(r"^sdpa ", out, re.MULTILINE)
     assert len(re.findall(r"\d×", out)) == 2  # the speed-up still refers to the rows left out
+
+
+@pytest.mark.parametrize(("suite", "told"), [("generation", "first token"), ("training", "R  ")])
+def test_models_run_from_the_command_line(suite, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ("--suite", suite, "--seq", "64", "--layers", "1", "--device", "cpu", "--quick")
+    code, out, _ = invoke(monkeypatch, capsys, "run", *words, "--providers", "sdpa,dynnsiha")
+    assert code == 0
+    table = out[out.index("provider ") :]
+    assert "tokens/s" in table
+    assert told in table
+    assert len(re.findall(r"^(sdpa|dynnsiha) .* ok\b", table, re.MULTILINE)) == 3
+    assert len(re.findall(r", \S+ tokens/s", out)) == 3  # of the progress
+    (page,) = tmp_path.glob("dynbench-results/*")
+    code, out, _ = invoke(monkeypatch, capsys, "report", str(page), "--out", "page.html")
+    assert code == 0
+    assert "<h2>Tokens a second</h2>" in Path("page.html").read_text()
 
 
 def test_show_json_has_every_column(inside, monkeypatch, capsys):
