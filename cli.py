@@ -35,10 +35,10 @@ from dynbench.harness.profile.errors import NoSuchCase, ProfileError
 from dynbench.harness.schema import Status
 from dynbench.suites import request
 from dynbench.suites.catalog import PROVIDERS, SUITES, provider_info
+from dynbench.suites.cost import call_work, further_flops
 from dynbench.suites.own import read_own_provider
 from dynbench.suites.plan import WINDOW, plan
 from dynbench.suites.shapes import SHAPES, UsageError, unknown
-from dynbench.suites.work import case_work
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,15 +123,16 @@ def _option(panel: str, flag: str, help_: str, metavar: str | None = None, **mor
 
 _WORK, _SHAPE, _HOW, _FILES = "What to measure", "Shape and settings", "How", "Files"
 _SEQ = "Lengths: 8k..128k (doubling), 8k..128k:x4, 8k..128k:+8k or 8k,12k."
-_SUITE = "attention (q, k, v to o) or layer (x to y)."
+_SUITE = "attention (q, k, v to o), layer (x to y), or a model's generation or training."
 _PROVIDERS = "Comma list of providers and variants (dynbench list)."
 _OWN = "A Python file with attention(q, k, v), measured beside the others; repeatable."
-_PASS = "Comma list of forward, backward and forward_backward."
+_PASS = "Comma list of forward, backward and forward_backward; a model's suite has its own."
 _SPARSITY = "Shares of the causal pairs to leave out; each solves --top-n."
-_INPUTS = "normal, or text in suite layer."
+_INPUTS = "normal, or text in the other suites."
 _SHAPES = "Comma list of head shapes (dynbench list), or the next three options."
 _KV_HEADS = "Key/value heads; as many as query heads if not given."
-_MODEL_DIM = "Width of the residual stream in suite layer."
+_MODEL_DIM = "Width of the residual stream in suites other than attention."
+_LAYERS = "Blocks of a model; 4 on a GPU and 2 on a CPU if not given."
 _TOP_N = "Blocks per query; 16 if not given."
 _WINDOW = "Keys of the sliding branch."
 _BRANCHES = "Comma list of compressed, selected and sliding; all that a provider has if not given."
@@ -220,6 +221,7 @@ def run(
     kv_heads: Annotated[Number, _option(_SHAPE, "--kv-heads", _KV_HEADS)] = None,
     head_dim: Annotated[Number, _option(_SHAPE, "--head-dim", "Width of a head.")] = None,
     model_dim: Annotated[Number, _option(_SHAPE, "--model-dim", _MODEL_DIM)] = None,
+    layers: Annotated[Number, _option(_SHAPE, "--layers", _LAYERS)] = None,
     batch: Annotated[Number, _option(_SHAPE, "--batch", "Sequences in a batch.")] = None,
     top_n: Annotated[Number, _option(_SHAPE, "--top-n", _TOP_N)] = None,
     window: Annotated[int, _option(_SHAPE, "--window", _WINDOW)] = WINDOW,
@@ -271,6 +273,7 @@ def run(
         kv_heads=kv_heads,
         head_dim=head_dim,
         model_dim=model_dim,
+        layers=layers,
         batch=batch,
         top_n=top_n,
         window=window,
@@ -317,10 +320,11 @@ def _console(*, outlive_pipe: bool = False) -> Console:
 def _predictor(options: runner.RunOptions) -> Predictor:
     limits = Limits.quick() if options.quick else Limits()
     return Predictor(
-        lambda case: case_work(case).flops,
+        lambda case: call_work(case).flops,
         sample_s=0.5 if options.quick else 3.0,
         slow_call_s=limits.slow_call_s,
         stage_calls=limits.stage_calls if options.stages else 0,
+        further_flops_of=further_flops,
     )
 
 

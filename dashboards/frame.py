@@ -34,6 +34,7 @@ FACET_COLUMNS = (
     "kv_heads",
     "head_dim",
     "model_dim",
+    "layers",
     "inputs",
     "timer",
 )
@@ -69,6 +70,9 @@ _POINT_AGGREGATES = {  # column: how rows of one line and length (repeated runs)
     "latency_q3_ms": "max",
     "sample_count": "sum",
     "peak_memory_bytes": "max",
+    "tokens_per_s": "median",
+    "first_token_ms": "median",
+    "cache_bytes": "max",
     "arithmetic_intensity": "median",
     "effective_tflops": "median",
     "dense_equivalent_tflops": "median",

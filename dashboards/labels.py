@@ -30,6 +30,7 @@ _SPOKEN = {
 _TITLE_COLUMNS = {  # facet columns that a title names only where they differ
     "inputs": "{} inputs",
     "model_dim": "width {}",
+    "layers": "{} layers",
     "timer": "{} timer",
     "cpu_threads": "{} threads",
     "gpu_power_limit_w": "{} W",

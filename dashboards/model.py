@@ -33,6 +33,9 @@ class Point:
     speedup_low: float | None = None
     speedup_high: float | None = None
     peak_memory_bytes: float | None = None
+    tokens_per_s: float | None = None
+    first_token_ms: float | None = None
+    cache_bytes: float | None = None
     arithmetic_intensity: float | None = None
     effective_tflops: float | None = None
     dense_equivalent_tflops: float | None = None
@@ -127,7 +130,7 @@ class Facet:
 
     @property
     def suite(self) -> str:
-        """What was measured: ``attention`` or ``layer``."""
+        """What was measured: ``attention``, ``layer``, or a step of a model."""
         return str(self.rows["suite"].iloc[0])
 
 
@@ -242,6 +245,9 @@ def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
                         "speedup_low",
                         "speedup_high",
                         "peak_memory_bytes",
+                        "tokens_per_s",
+                        "first_token_ms",
+                        "cache_bytes",
                         "arithmetic_intensity",
                         "effective_tflops",
                         "dense_equivalent_tflops",

@@ -40,6 +40,7 @@ _VARYING = {  # columns shown only where they differ between the rows, with thei
     "dtype": "dtype",
     "batch": "batch",
     "shape": "H/K/D",
+    "layers": "layers",
     "inputs": "inputs",
     "seed": "seed",
     "branches": "branches",
@@ -48,6 +49,11 @@ _VARYING = {  # columns shown only where they differ between the rows, with thei
     "query_tile": "R",
     "private_blocks": "m",
     "target_sparsity": "asked sparsity",
+}
+_MODEL_HEADINGS = {  # of columns that only rows of whole models have
+    "tokens_per_s": "tokens/s",
+    "first_token_ms": "first token",
+    "cache_bytes": "cache",
 }
 _REMARKABLE = ("branches",)  # shown wherever a row has a value: it is not the usual work
 _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
@@ -169,14 +175,20 @@ def rows_table(
 ) -> Table:
     """The rows of ``frame`` as a compact table.
 
-    Settings appear as columns only where they differ between rows. The speed-up compares medians
+    Settings appear as columns only where they differ between rows, what only models have where a
+    row has it. The speed-up compares medians
     with the ``baseline`` provider's row of the same workload under the same conditions (those of
     _CONDITIONS), looked for in ``among`` (``frame`` itself if None). It is empty without one, and
     where there are several, which differ in their settings: none of them is the baseline.
     """
     rows = _records(frame)
     varying = _varying(rows)
-    headings = ("T", "latency [q1, q3]", f"vs {baseline}", "peak memory", "case", "status")
+    of_models = [name for name in _MODEL_HEADINGS if any(row[name] is not None for row in rows)]
+    headings = (
+        *("T", "latency [q1, q3]", f"vs {baseline}"),
+        *(_MODEL_HEADINGS[name] for name in of_models),
+        *("peak memory", "case", "status"),
+    )
     table = _table(["provider", "pass", *(_VARYING[name] for name in varying)], headings)
     references_ms: dict[tuple[Any, ...], list[float]] = {}
     for row in rows if among is None else _records(among):
@@ -191,6 +203,7 @@ def rows_table(
             length_text(row["seq_len"]),
             latency_text(row),
             _speedup(reference_ms, row["latency_ms"]),
+            *(_model_text(name, row[name]) for name in of_models),
             bytes_text(row["peak_memory_bytes"]),
             (row["case_id"] or "")[:_ID_CHARS],
             status=row["status"],
@@ -282,6 +295,8 @@ def row_line(row: Record) -> str:
         name += f" ({branches_text(row['branches'])})"
     if row["latency_ms"] is not None:
         name += f": {latency_text(row)}, peak {bytes_text(row['peak_memory_bytes'])}"
+    if row["tokens_per_s"] is not None:
+        name += f", {_model_text('tokens_per_s', row['tokens_per_s'])} tokens/s"
     if row["status"] == "ok":
         disturbed = _disturbed(row)
         return f"{name} ({disturbed})" if disturbed else name
@@ -380,6 +395,13 @@ def _conditions(row: Record) -> tuple[Any, ...]:
 
 def _speedup(reference_ms: float | None, latency_ms: float | None) -> str:
     return times_text(reference_ms / latency_ms) if reference_ms and latency_ms else ""
+
+
+def _model_text(name: str, value: float | None) -> str:
+    """A column of _MODEL_HEADINGS in its unit."""
+    if name == "first_token_ms":
+        return time_text(value)
+    return bytes_text(value) if name == "cache_bytes" else number_text(value)
 
 
 def _plain(value: Any) -> str:

@@ -12,6 +12,7 @@ from dynbench.dashboards.figures import (
     heatmap,
     latency,
     memory,
+    models,
     roofline,
     samples,
     speedup,
@@ -57,15 +58,21 @@ class View:
         )
 
 
+MODEL_SUITES = ("generation", "training")
+"""Suites whose rows are of a step of a whole language model."""
+
+
 def views(baseline: str, suite: str = "attention") -> tuple[View, ...]:
     """The views of a suite, in the order of the page.
 
-    A layer has no dense-equivalent rate: its dense work includes the provider's own projections, so
-    that it is another number for each provider.
+    Layers and models have no dense-equivalent rate: their dense work includes the provider's own
+    projections, so that it is another number for each provider.
     """
-    work = [view for view in _work_views() if (view.key, suite) != ("dense-equivalent", "layer")]
+    apart = suite == "layer" or suite in MODEL_SUITES
+    work = [view for view in _work_views() if not (apart and view.key == "dense-equivalent")]
+    of_model = _model_views() if suite in MODEL_SUITES else ()
     speed = _speed_views(label_text(baseline))
-    return (*speed, _stages_view(), *work, *_quality_views(), _samples_view())
+    return (*speed, *of_model, _stages_view(), *work, *_quality_views(), _samples_view())
 
 
 def _speed_views(name: str) -> tuple[View, ...]:
@@ -102,6 +109,43 @@ def _speed_views(name: str) -> tuple[View, ...]:
             speedup.speedup_cell,
             only_sparse=True,
         ),
+    )
+
+
+def _model_views() -> tuple[View, ...]:
+    """What only rows of whole models have."""
+    return (
+        _measure_view(
+            *("tokens", "Tokens a second", "Higher is better."),
+            "Of the whole batch: those that a step generates, or those that it learns from.",
+            models.TOKENS,
+        ),
+        _measure_view(
+            *("first-token", "Time to the first token", "Lower is better."),
+            "From a prompt of that length and an empty cache to the logits of the token after it.",
+            models.FIRST_TOKEN,
+        ),
+        _measure_view(
+            *("cache", "Size of the cache", "Lower is better."),
+            "Keys, values, summaries and block lists of all layers and sequences at that length.",
+            models.CACHE,
+        ),
+    )
+
+
+def _measure_view(key: str, title: str, direction: str, note: str, measure: models.Measure) -> View:
+    def table(facet: Facet, panel: Panel) -> Table | None:
+        if not measure.lines(panel):
+            return None
+        caption = f"{title}, {panel.title.lower()}"
+        return figure_table(panel.lines, caption, measure.cell, status_text)
+
+    return View(
+        *(key, title, direction, note, ""),
+        lambda facet, panel: measure.figure(panel),
+        lambda panel, line, point: measure.cell(line, point),
+        tabulate=table,
+        optional=True,
     )
 
 

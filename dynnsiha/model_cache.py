@@ -46,6 +46,11 @@ class ModelCache:
             x.nbytes for x in self.shifts if x is not None
         )
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of what the tokens so far fill, as `KVCache.held_bytes`, without token shifts."""
+        return sum(layer.held_bytes for layer in self.layers)
+
     def positions(self, count: int) -> Tensor:
         """Where the next ``count`` tokens stand, as `KVCache.positions`."""
         return self.layers[0].positions(count)

@@ -201,6 +201,8 @@ def _measure(
         columns.update(_time_columns(taken.samples, taken.warmup_count))
         columns.update(telemetry.columns(taken.samples.starts_s, taken.samples.durations_s))
         columns.update(rate_columns(subject.work, columns["latency_ms"], ceilings))
+        if subject.tokens is not None:
+            columns["tokens_per_s"] = subject.tokens / (columns["latency_ms"] / 1e3)
     if taken.verdict.passed:
         if stages and subject.record_stages is not None:
             on_stage("stages")

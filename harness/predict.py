@@ -52,6 +52,7 @@ class Predictor:
     sample_s: float = 3.0
     slow_call_s: float = 5.0
     stage_calls: int = 0
+    further_flops_of: Callable[[Case], int] = lambda case: 0
     _seen: list[_Seen] = field(default_factory=list, init=False, repr=False)
     _tflops: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -64,12 +65,11 @@ class Predictor:
         if alike:  # the nearest in FLOPs scales best
             nearest = min(alike, key=lambda seen: max(seen.flops, flops) / min(seen.flops, flops))
             return nearest.call_s * flops / nearest.flops
-        tflops = self._tflops.get((case.device, case.dtype), guess_tflops(case.device))
-        return flops / (tflops * 1e12 * self._efficiency_of(case.provider))
+        return self._guessed_s(case, flops)
 
     def case_seconds(self, case: Case) -> float:
         """Expected duration of the whole case: inputs, calls, samples and checks, in seconds."""
-        return self._model(self.call_seconds(case)) * self._correction(case)
+        return self._model(case, self.call_seconds(case)) * self._correction(case)
 
     def total_seconds(self, cases: Iterable[Case]) -> float:
         """Expected duration of all ``cases``, one after another, in seconds."""
@@ -99,16 +99,22 @@ class Predictor:
         family = provider.partition(":")[0]
         return self.efficiency.get(provider, self.efficiency.get(family, self.default_efficiency))
 
-    def _model(self, call_s: float) -> float:
+    def _guessed_s(self, case: Case, flops: int) -> float:
+        """Seconds of so many FLOPs, by the rate that the provider is expected to reach."""
+        tflops = self._tflops.get((case.device, case.dtype), guess_tflops(case.device))
+        return flops / (tflops * 1e12 * self._efficiency_of(case.provider))
+
+    def _model(self, case: Case, call_s: float) -> float:
+        fixed_s = _FIXED_COST_S + self._guessed_s(case, self.further_flops_of(case))
         if call_s > self.slow_call_s:
-            return _FIXED_COST_S + (2 + min(self.stage_calls, 1)) * call_s
+            return fixed_s + (2 + min(self.stage_calls, 1)) * call_s
         calls_s = max(_CALLS * call_s, self.sample_s)
-        return _FIXED_COST_S + calls_s + self.stage_calls * call_s
+        return fixed_s + calls_s + self.stage_calls * call_s
 
     def _correction(self, case: Case) -> float:
         """Observed over modelled wall time, of the latest rows of this provider (else of all)."""
         timed = [seen for seen in self._alike(case) or self._seen if seen.wall_s is not None][-3:]
         wall_s = _PRIOR_S + sum(seen.wall_s or 0.0 for seen in timed)
-        modelled_s = _PRIOR_S + sum(self._model(seen.call_s) for seen in timed)
+        modelled_s = _PRIOR_S + sum(self._model(seen.case, seen.call_s) for seen in timed)
         low, high = _CORRECTION_RANGE
         return min(max(wall_s / modelled_s, low), high)

@@ -286,7 +286,12 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column("parameters", "int", "Numbers that training changes, embeddings included."),
         Column("first_token_ms", "float", "Median time from a prompt to its first token.", "ms"),
         Column("tokens_per_s", "float", "Tokens of all sequences over the median latency.", "1/s"),
-        Column("cache_bytes", "int", "What a cache holds after the last token.", "bytes"),
+        Column(
+            "cache_bytes",
+            "int",
+            "Keys, values, summaries and block lists that a cache holds of `seq_len` tokens.",
+            "bytes",
+        ),
         Column(
             "eval_loss",
             "float",

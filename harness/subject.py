@@ -64,6 +64,7 @@ class Subject:
     holds the tensors that ``run`` reads (any nesting of them): an output may be a part of one of
     them, and the harness overwrites outputs that are still held, but never inputs.
     ``record_stages`` opens a recording of the stages that ``run`` goes through meanwhile.
+    ``tokens`` is how many one call makes or learns from, where a rate of tokens means something.
     """
 
     run: Callable[[], Any]
@@ -74,3 +75,4 @@ class Subject:
     facts: Callable[[], Mapping[str, Any]] = field(default=dict)
     inputs: Any = None
     record_stages: Record | None = None
+    tokens: int | None = None

@@ -194,6 +194,22 @@ def list_facts(lists: Lists, config: NSAConfig, seq_len: int) -> dict[str, float
     }
 
 
+def next_query_facts(lists: Tensor, config: NSAConfig, before: int) -> dict[str, float]:
+    """The sparsity columns of one query after ``before`` tokens, by its lists [B, 1, K, n].
+
+    Shares are of the ``before`` + 1 keys that it may see.
+    """
+    listed = lists.long()
+    queries = listed.shape[0] * listed.shape[2]
+    attended = _attended(listed, torch.tensor([before], device=lists.device), config)
+    share = attended / (queries * (before + 1))
+    return {
+        "attended_share": share,
+        "sparsity": 1 - share,
+        "mean_blocks": int((listed >= 0).sum()) / queries,
+    }
+
+
 def _row_chunks(seq_len: int, device: torch.device, rows: int) -> Iterator[Tensor]:
     yield from torch.arange(seq_len, device=device).split(rows)
 

@@ -9,6 +9,9 @@ from dynbench.suites.settings import BRANCHES
 from dynbench.suites.shapes import UsageError, unknown
 
 PASSES = ("forward", "backward", "forward_backward")
+MODEL_SUITES = ("generation", "training")
+"""Suites that time a step of a whole language model."""
+
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda")
 
@@ -64,8 +67,22 @@ SUITES: dict[str, SuiteInfo] = {
             PASSES,
             ("text", "normal"),
         ),
+        SuiteInfo(
+            "generation",
+            "a language model's next token through its cache; time to the first token, cache size",
+            ("decode",),
+            ("text",),
+        ),
+        SuiteInfo(
+            "training",
+            "a language model's training step: loss, gradients, AdamW",
+            ("train_step",),
+            ("text",),
+        ),
     )
 }
+
+_WITH_MODEL = ("attention", "layer", *MODEL_SUITES)
 
 PROVIDERS: dict[str, ProviderInfo] = {
     provider.name: provider
@@ -73,6 +90,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
         ProviderInfo(
             "sdpa",
             "torch's scaled_dot_product_attention; the bare name is torch's own choice of kernel",
+            suites=_WITH_MODEL,
             variants=("flash", "cudnn", "efficient", "math"),
         ),
         ProviderInfo(
@@ -91,6 +109,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "native sparse attention, the paper's windows, exact lists",
             "nsa",
             exact=True,
+            suites=_WITH_MODEL,
         ),
         ProviderInfo(
             "fla",
@@ -106,12 +125,14 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "dynsiha",
             "DynSIHA: dense attention at the same heads; in suite layer with synthesised q, k, v",
             synthesised=True,
+            suites=_WITH_MODEL,
         ),
         ProviderInfo(
             "dynnsiha",
             "DynNSIHA: word-guided sparse attention; axes query_tile and private_blocks",
             "dynnsiha",
             synthesised=True,
+            suites=_WITH_MODEL,
         ),
         ProviderInfo(
             "dimension",
@@ -122,12 +143,12 @@ PROVIDERS: dict[str, ProviderInfo] = {
         ProviderInfo(
             "flat",
             "DynSIHA, flat form: blocks with head and MLP experts of their own",
-            suites=("layer",),
+            suites=("layer", *MODEL_SUITES),
         ),
         ProviderInfo(
             "recursive",
             "DynSIHA, recursive form: one block with head and MLP experts, refining in steps",
-            suites=("layer",),
+            suites=("layer", *MODEL_SUITES),
         ),
         ProviderInfo(
             "transformer",
@@ -184,9 +205,17 @@ def resolve_providers(
 def default_providers(device: str, suite: str = "attention") -> tuple[str, ...]:
     """What is compared by default: on a GPU also torch's cuDNN kernel and FlashAttention.
 
-    Suite ``layer`` adds the providers that only it has: every form of DynSIHA.
+    Other suites add what suite ``attention`` has not: in suite ``layer`` every form of DynSIHA.
     """
     names: tuple[str, ...] = ("sdpa", "nsa", "dynsiha", "dynnsiha")
-    if device != "cpu":
+    if device != "cpu" and suite not in MODEL_SUITES:
         names = ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")
-    return names + tuple(p.name for p in PROVIDERS.values() if p.suites == (suite,) == ("layer",))
+    forms = (p for p in PROVIDERS.values() if "attention" not in p.suites)
+    return names + tuple(form.name for form in forms if suite in form.suites)
+
+
+def default_passes(device: str, suite: str) -> tuple[str, ...]:
+    """What is measured by default: forward, on a GPU also backward, or the suite's only pass."""
+    known = SUITES[suite].passes
+    wanted = ("forward",) if device == "cpu" else ("forward", "backward")
+    return tuple(name for name in wanted if name in known) or known

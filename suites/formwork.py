@@ -61,8 +61,13 @@ class FormShape:
         return ACTIVE * self.expert_width + more_heads + EXPERTS
 
 
-def form_cost(provider: str, shape: FormShape) -> FormCost | None:
-    """The cost of ``flat``, ``recursive`` or ``transformer``; None for every other provider."""
+def form_cost(
+    provider: str, shape: FormShape, *, blocks: int = BLOCKS, experts: int = EXPERTS
+) -> FormCost | None:
+    """The cost of ``flat``, ``recursive`` or ``transformer``; None for every other provider.
+
+    ``blocks`` and ``experts`` are of the first two; ``transformer`` is in suite ``layer`` alone.
+    """
     d, heads, norms = shape.model_dim, shape.heads_weights, 2 * shape.model_dim
     if provider == "transformer":
         block = heads + 2 * d * shape.plain_width
@@ -70,8 +75,8 @@ def form_cost(provider: str, shape: FormShape) -> FormCost | None:
     if provider not in ("flat", "recursive"):
         return None
     expert = heads + 2 * d * shape.expert_width
-    routers = 2 * EXPERTS * d
-    held = EXPERTS * expert + routers + 2 * EXPERTS + norms  # two gates an expert
-    products = BLOCKS * (ACTIVE * expert + routers)
+    routers = 2 * experts * d
+    held = experts * expert + routers + 2 * experts + norms  # two gates an expert
+    products = blocks * (ACTIVE * expert + routers)
     # The recursive form has one block, and learns the share of its resident stream.
-    return FormCost(products, BLOCKS * held if provider == "flat" else held + 1, BLOCKS)
+    return FormCost(products, blocks * held if provider == "flat" else held + 1, blocks)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from dynbench.harness.subject import Unavailable
+from dynbench.suites import vocabulary
 from dynbench.suites.spec import Spec
 from dynnsiha.embedding import HierarchicalEmbedding, WordSegmenter, character_ids
 
-CHAR_VOCAB = 256
+CHAR_VOCAB = vocabulary.CHAR_VOCAB
 
 
 @dataclass

@@ -14,7 +14,9 @@ from dynbench.harness.timing import TIMERS
 from dynbench.suites.catalog import (
     DEVICES,
     DTYPES,
+    MODEL_SUITES,
     ProviderInfo,
+    default_passes,
     default_providers,
     provider_info,
     resolve_providers,
@@ -33,6 +35,8 @@ from dynbench.suites.sparsity import solve_top_n
 TOP_N = 16
 WINDOW = 512
 PRIVATE_BLOCKS = 2
+LAYERS = {"cpu": 2, "cuda": 4}
+"""Blocks of a model unless the user says otherwise."""
 
 Tile = int | Literal["auto"]
 
@@ -46,7 +50,8 @@ class PlanOptions:
         device: ``cpu`` or ``cuda``.
         suite, providers, passes, dtype: names; a provider may carry a variant (``sdpa:cudnn``).
         shapes: head shapes (see shapes.py); batch overrides theirs, model_dim their width in
-            suite ``layer``.
+            every suite but ``attention``.
+        layers: blocks of the model in the suites of models.
         top_n, window: selection blocks per query and keys of the sliding branch.
         query_tiles, private_blocks: axes of the providers that compute ``dynnsiha``; ``auto`` is
             the word-guided default. private_blocks is irrelevant at query_tile 1 and is 0 there.
@@ -67,6 +72,7 @@ class PlanOptions:
     dtype: str | None = None
     batch: int | None = None
     model_dim: int | None = None
+    layers: int | None = None
     top_n: int | None = None
     window: int = WINDOW
     query_tiles: tuple[Tile, ...] | None = None
@@ -85,7 +91,8 @@ def plan(options: PlanOptions) -> list[Case]:
     Defaults without a GPU: one head of 64 in float32, the forward pass, providers sdpa, nsa,
     dynsiha and dynnsiha, the last with exact lists and with 16 queries sharing (two private
     blocks). With a GPU: shape ``paper`` in bfloat16, forward and backward, cuDNN and FlashAttention
-    beside them, dynnsiha with its automatic tile. The timer is the first of the device's TIMERS.
+    beside them, dynnsiha with its automatic tile. The suites of models have one pass and no
+    variants of a provider. The timer is the first of the device's TIMERS.
 
     Combinations that no provider could serve raise UsageError; those that one provider cannot serve
     are planned, and become rows that say why. Block counts that do not fit are clamped: private
@@ -95,9 +102,7 @@ def plan(options: PlanOptions) -> list[Case]:
     own = [read_own_provider(Path(path)) for path in options.provider_files]
     _check(options)
     providers = _providers(options, own)
-    passes = options.passes or (
-        ("forward",) if options.device == "cpu" else ("forward", "backward")
-    )
+    passes = options.passes or default_passes(options.device, options.suite)
     for pass_ in passes:
         if pass_ not in suite.passes:
             raise UsageError(unknown("pass", pass_, suite.passes))
@@ -136,7 +141,7 @@ def _check(options: PlanOptions) -> None:
     if not options.seq_lens:
         raise UsageError("no sequence length given: for example --seq 8k..128k")
     least = {"seq_lens": 1, "window": 1, "private_blocks": 0, "top_n": FORCED_BLOCKS, "batch": 1}
-    least["model_dim"] = 1
+    least |= {"model_dim": 1, "layers": 1}
     for name, bound in least.items():
         given = getattr(options, name)
         for value in given if isinstance(given, tuple) else (given,):
@@ -235,8 +240,10 @@ def _case(
         "inputs": options.inputs or resolve_suite(options.suite).inputs[0],
         "seed": options.seed,
     }
-    if options.suite == "layer":
+    if options.suite != "attention":
         workload["model_dim"] = options.model_dim or shape.width
+    if options.suite in MODEL_SUITES:
+        workload["layers"] = options.layers or LAYERS[options.device]
     return Case(
         suite=options.suite,
         provider=provider,

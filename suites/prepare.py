@@ -31,6 +31,14 @@ def prepare(case: Case, provider_files: Iterable[str | Path] = ()) -> Subject:
         from dynbench.suites.attention import attention_subject
 
         return attention_subject(case, provider_files)
+    if case.suite == "generation":
+        from dynbench.suites.generation import generation_subject
+
+        return generation_subject(case)
+    if case.suite == "training":
+        from dynbench.suites.training import training_subject
+
+        return training_subject(case)
     from dynbench.suites.layer import layer_subject
 
     return layer_subject(case, provider_files)

@@ -26,7 +26,7 @@ from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unk
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
-_WORK_OPTIONS = (*_HEADS, "model_dim", "batch", "inputs", "seed")
+_WORK_OPTIONS = (*_HEADS, "model_dim", "layers", "batch", "inputs", "seed")
 _EXCLUSIVE = ({"shape"}, {"q-heads", "kv-heads", "head-dim"}), ({"top-n"}, {"sparsity"})
 _SPARSE_OPTIONS = ("branches", "window", "query_tile", "private_blocks")
 
@@ -153,6 +153,7 @@ def wanted(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     model_dim: int | None = None,
+    layers: int | None = None,
     batch: int | None = None,
     top_n: int | None = None,
     window: int = WINDOW,
@@ -181,6 +182,7 @@ def wanted(
         dtype=dtype,
         batch=batch,
         model_dim=model_dim,
+        layers=layers,
         top_n=top_n,
         window=window,
         query_tiles=parse_tiles(query_tile),

@@ -23,6 +23,7 @@ from dynbench.harness.gpus import Gpu
 from dynbench.harness.measure import Limits, measure
 from dynbench.harness.run import RunOptions
 from dynbench.suites import request
+from dynbench.suites.catalog import SUITES
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
 from dynbench.suites.request import repeat_command
@@ -111,7 +112,17 @@ def test_help_and_list_load_nothing_heavy(arguments, tmp_path):
 def test_list_names_what_run_takes(monkeypatch, capsys):
     code, out, _ = invoke(monkeypatch, capsys, "list")
     assert code == 0
-    for name in ("attention", "layer", "sdpa", ":cudnn", "flash-attn", "dynnsiha", "64/4/128"):
+    for name in (
+        "attention",
+        "layer",
+        "generation",
+        "training",
+        "sdpa",
+        ":cudnn",
+        "flash-attn",
+        "dynnsiha",
+        "64/4/128",
+    ):
         assert name in out
 
 
@@ -135,6 +146,23 @@ def test_show_prints_rows_and_filters_them(inside, monkeypatch, capsys):
     code, out, _ = invoke(monkeypatch, capsys, "show", "--provider", "dynnsiha")
     assert not re.search(r"^sdpa ", out, re.MULTILINE)
     assert len(re.findall(r"\d×", out)) == 2  # the speed-up still refers to the rows left out
+
+
+@pytest.mark.parametrize(("suite", "told"), [("generation", "first token"), ("training", "R  ")])
+def test_models_run_from_the_command_line(suite, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ("--suite", suite, "--seq", "64", "--layers", "1", "--device", "cpu", "--quick")
+    code, out, _ = invoke(monkeypatch, capsys, "run", *words, "--providers", "sdpa,dynnsiha")
+    assert code == 0
+    table = out[out.index("provider ") :]
+    assert "tokens/s" in table
+    assert told in table
+    assert len(re.findall(r"^(sdpa|dynnsiha) .* ok\b", table, re.MULTILINE)) == 3
+    assert len(re.findall(r", \S+ tokens/s", out)) == 3  # of the progress
+    (page,) = tmp_path.glob("dynbench-results/*")
+    code, out, _ = invoke(monkeypatch, capsys, "report", str(page), "--out", "page.html")
+    assert code == 0
+    assert "<h2>Tokens a second</h2>" in Path("page.html").read_text()
 
 
 def test_show_json_has_every_column(inside, monkeypatch, capsys):
@@ -606,6 +634,10 @@ def test_dry_run_predicts_and_writes_nothing(tmp_path, monkeypatch, capsys):
 
 def requests() -> st.SearchStrategy[PlanOptions]:
     """Sweeps over every axis; a user's own providers have tests of their own."""
+    return st.sampled_from(list(SUITES)).flatmap(_requests_of)
+
+
+def _requests_of(suite: str) -> st.SearchStrategy[PlanOptions]:
     heads = st.sampled_from([*SHAPES.values(), Shape("", 6, 2, 32, batch=3), Shape("", 8, 8, 80)])
     some = {"min_size": 1, "max_size": 2, "unique": True}
     names = ["sdpa", "sdpa:math", "flash", "nsa", "fla", "dynsiha", "dynnsiha"]
@@ -620,13 +652,14 @@ def requests() -> st.SearchStrategy[PlanOptions]:
         cut=cuts,
         seq_lens=st.lists(st.integers(1, 200_000), **some).map(tuple),
         device=st.sampled_from(["cpu", "cuda"]),
-        suite=st.sampled_from(["attention", "layer"]),
+        suite=st.just(suite),
         providers=st.lists(st.sampled_from(names), **some).map(tuple),
-        passes=st.lists(st.sampled_from(["forward", "backward", "forward_backward"]), **some),
+        passes=st.lists(st.sampled_from(SUITES[suite].passes), **some).map(tuple),
         shapes=st.lists(heads, min_size=1, max_size=2).map(tuple),
         dtype=st.none() | st.sampled_from(["float32", "float16", "bfloat16"]),
         batch=st.none() | st.integers(1, 9),
         model_dim=st.none() | st.integers(1, 999),
+        layers=st.none() | st.integers(1, 9),
         window=st.integers(1, 2000),
         branches=st.none()
         | st.sets(st.sampled_from(["compressed", "sliding"])).map(lambda s: ("selected", *s)),

@@ -118,6 +118,27 @@ class KVCache:
         """Bytes of all that is kept."""
         return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of what the tokens so far fill: keys, values, summaries and lists.
+
+        Of ``nbytes``, without the room for tokens to come. Of a tile that has begun, the list.
+        """
+        _, kv_heads, _, head_dim = self.k.shape
+        numbers, list_bytes = 2 * sum(self._lengths), 0
+        if self.config is not None:
+            c = self.config
+            numbers += 2 * sum(
+                window_count(length, c.compress_block, c.compress_stride)
+                for length in self._lengths
+            )
+            if self.shared is not None:
+                assert isinstance(c.query_tile, int)
+                tiles = sum(-(-length // c.query_tile) for length in self._lengths)
+                list_bytes = tiles * self.shared[0, :, 0].nbytes
+        pending = 0 if self.pending is None else self.pending.nbytes
+        return numbers * kv_heads * head_dim * self.k.element_size() + list_bytes + pending
+
     def positions(self, count: int) -> Tensor:
         """Where the next ``count`` tokens stand: int64 [B, count], [1, count] if ``uniform``."""
         first = self._lengths[:1] if self.uniform else self._lengths

@@ -45,6 +45,11 @@ class BlockCaches:
         """Bytes of all that is kept."""
         return sum(cache.nbytes for cache in self.caches)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of what the tokens so far fill, as `KVCache.held_bytes`."""
+        return sum(cache.held_bytes for cache in self.caches)
+
     def positions(self, count: int) -> Tensor:
         """Where the next ``count`` tokens stand, as `KVCache.positions`."""
         return self.caches[0].positions(count)

@@ -186,6 +186,29 @@ def test_a_layer_has_no_dense_equivalent_rate(row: Build) -> None:
     assert "effective" in keys["layer"]
 
 
+def test_rows_of_models_have_views_of_their_own(row: Build) -> None:
+    step = {"suite": "generation", "pass": "decode", "layers": 2}
+    numbers = {"tokens_per_s": 512.0, "first_token_ms": 80.0, "cache_bytes": 4096}
+    rows = [
+        row("gpu", "sdpa", 8192, **step, **numbers),
+        row("gpu", "nsa", 8192, **step, status="error"),
+        row("gpu", "sdpa", 8192),
+    ]
+    attention, generation = sorted(build_facets(pd.DataFrame(rows), "sdpa"), key=lambda f: f.suite)
+    keys = {view.key for view in views("sdpa", "generation")} - {view.key for view in views("sdpa")}
+    assert keys == {"tokens", "first-token", "cache"}
+    shown = {"tokens": "512 tokens/s", "first-token": "80.0 ms", "cache": "4.00 KiB"}
+    for view in views("sdpa", "generation"):
+        if view.key not in keys:
+            continue
+        (panel,) = generation.panels
+        figure, table = view.draw(generation, panel), view.table(generation, panel)
+        assert list(named(figure)) == ["sdpa"]
+        assert [group.rows for group in table.groups] == [((shown[view.key],),), (("error",),)]
+        assert view.draw(attention, attention.panels[0]) is None
+        assert view.table(attention, attention.panels[0]) is None
+
+
 def test_heat_map_stays_on_the_screen(row: Build) -> None:
     rows = [row("gpu", "nsa", 8192, window=64 + i) for i in range(500)]
     figure = heatmap.heatmap_figure(panel_of(pd.DataFrame([row("gpu", "sdpa", 8192), *rows])))

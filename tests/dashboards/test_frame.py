@@ -53,6 +53,7 @@ def test_different_settings_never_share_a_line(row: Build, other: dict) -> None:
     [
         {"machine_id": "another"},
         {"suite": "layer"},
+        {"layers": 4},
         {"dtype": "float16"},
         {"q_heads": 32},
         {"kv_heads": 8},

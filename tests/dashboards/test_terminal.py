@@ -117,6 +117,23 @@ def test_branches_are_shown_wherever_a_row_leaves_one_out():
     assert row_line(rows[1]).startswith("attention/fla forward T=8k (compressed + selected): ")
 
 
+def test_rows_of_models_tell_tokens_first_token_and_cache():
+    step = {"suite": "generation", "pass": "decode", "layers": 2, "tokens_per_s": 512.4}
+    rows = [
+        row(),
+        row(**step, first_token_ms=1234.0, cache_bytes=3 * 2**20),
+        row(**step | {"layers": 4, "status": "error", "tokens_per_s": None}),
+    ]
+    header, *lines = text_of(rows_table(frame_of(rows))).splitlines()
+    titles = re.split(r" {2,}", header.strip())
+    assert {"layers", "tokens/s", "first token", "cache"} <= set(titles)
+    for part in ("512", "1.23 s", "3.00 MiB"):
+        assert part in lines[1]
+    assert "tokens/s" not in text_of(rows_table(frame_of(rows[:1])))
+    assert row_line(rows[1]).endswith(", 512 tokens/s")
+    assert "tokens/s" not in row_line(rows[0])
+
+
 def test_text_from_rows_is_neither_markup_nor_control_code():
     rows = [row(provider="[red]x\x1b[31m", status="error", reason="[/bold] \x07 twice\nlines")]
     shown = text_of(rows_table(frame_of(rows)))

@@ -138,6 +138,32 @@ def test_rows_of_a_cache_can_be_taken_back_and_repeated(text, segmenter):
     assert cache.nbytes > 0
 
 
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "deep embed" not in name])
+@settings(max_examples=12)
+@given(prompt=st.integers(1, 100), count=st.integers(1, 3), after=st.integers(1, 19))
+def test_a_step_taken_back_leaves_no_trace(name, text, segmenter, prompt, count, after):
+    """Summaries and shared lists that the step completed included: it repeats bit for bit."""
+    model = model_of(name, segmenter)
+    chars, words = ids_of(text, segmenter)
+    with torch.no_grad():
+        whole = model(chars[:, : prompt + after], words[:, : prompt + after])
+    cache = model.new_cache(1, len(text))
+    model(chars[:, :prompt], words[:, :prompt], cache=cache)
+    held_bytes = cache.held_bytes
+    other = chars[:, prompt : prompt + 1] + 1
+    token = chars[:, prompt : prompt + 1], words[:, prompt : prompt + 1]
+    steps = []
+    for _ in range(count):
+        model(other, token[1], cache=cache)
+        cache.truncate([prompt])
+        assert cache.held_bytes == held_bytes
+        steps.append(model(*token, cache=cache))
+        cache.truncate([prompt])
+    assert all(torch.equal(step, steps[0]) for step in steps)
+    rest = model(chars[:, prompt : prompt + after], words[:, prompt : prompt + after], cache=cache)
+    torch.testing.assert_close(rest, whole[:, prompt:], rtol=1e-7, atol=1e-7)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.text(alphabet=" ab_1.\n\u4e2d\u6587\u5b57é", min_size=1, max_size=40), st.data())
 @pytest.mark.parametrize("language", ["space", "chinese"])

@@ -56,6 +56,12 @@ def measured(subject: Subject, limits: Limits = FAST, **more) -> dict:
     return complete_row(measure(subject, CASE, {}, CEILINGS, limits, **more))
 
 
+def test_tokens_a_second_are_those_of_a_call_over_the_median():
+    row = measured(Recorder(0.01).subject(tokens=7))
+    assert row["tokens_per_s"] == pytest.approx(7 / row["latency_ms"] * 1e3)
+    assert measured(Recorder().subject())["tokens_per_s"] is None
+
+
 def test_the_usual_order():
     recorder = Recorder()
     stages: list[str] = []

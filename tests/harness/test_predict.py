@@ -108,3 +108,11 @@ def test_recorded_calls_are_counted():
             one.observe(case(1000), {"latency_ms": latency_ms})
         more_s = recording.case_seconds(case(1000)) - usual.case_seconds(case(1000))
         assert more_s == pytest.approx(further * latency_ms / 1e3)
+
+
+def test_work_outside_of_calls_counts_once():
+    usual, reading = predictor(), predictor(further_flops_of=lambda case: 10**12)
+    seconds = 10**12 / (guess_tflops("cpu") * 1e12 * usual.default_efficiency)
+    more_s = reading.case_seconds(case(1000)) - usual.case_seconds(case(1000))
+    assert more_s == pytest.approx(seconds)
+    assert reading.call_seconds(case(1000)) == usual.call_seconds(case(1000))

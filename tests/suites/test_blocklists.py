@@ -3,7 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynbench.suites.blocklists import list_facts, list_problem, shape_problem
+from dynbench.suites.blocklists import (
+    list_facts,
+    list_problem,
+    next_query_facts,
+    shape_problem,
+)
 from dynbench.suites.rows import cut
 from dynnsiha.attention import NSAConfig, native_sparse_attention
 
@@ -154,3 +159,20 @@ def test_facts_of_long_lists_are_counted_in_small_chunks(monkeypatch):
     expected = list_facts(lists, HYBRID, SEQ_LEN)
     monkeypatch.setattr("dynbench.suites.blocklists._CHUNK_ELEMENTS", 100)
     assert list_facts(lists, HYBRID, SEQ_LEN) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("config", [EXACT, NO_WINDOW])
+@pytest.mark.parametrize("before", [0, 7, 8, 100])
+def test_facts_of_the_next_query_are_its_part_of_all(config, before):
+    """The pairs of all queries are those of the earlier ones and its own."""
+    lists = chosen(config, before + 1)[1]
+    found = next_query_facts(lists[:, before:], config, before)
+    whole = list_facts(lists, config, before + 1)
+    earlier = list_facts(lists[:, :before], config, before) if before else {"attended_share": 0.0}
+    pairs = [
+        facts["attended_share"] * length * (length + 1) / 2
+        for facts, length in ((whole, before + 1), (earlier, before))
+    ]
+    assert found["attended_share"] * (before + 1) == pytest.approx(pairs[0] - pairs[1])
+    assert found["sparsity"] == 1 - found["attended_share"]
+    assert found["mean_blocks"] == min(6, before // 8 + 1)

@@ -114,6 +114,34 @@ def test_layer_cases_know_their_width():
     assert plan(replace(options, model_dim=96))[0].workload["model_dim"] == 96
 
 
+@pytest.mark.parametrize(("suite", "pass_"), [("generation", "decode"), ("training", "train_step")])
+def test_model_cases_know_their_width_and_layers(suite, pass_):
+    for base, layers, width in ((CPU, 2, 64), (GPU, 4, 2560)):
+        cases = plan(replace(base, suite=suite))
+        assert {case.pass_ for case in cases} == {pass_}
+        assert {case.workload["layers"] for case in cases} == {layers}
+        assert {case.workload["model_dim"] for case in cases} == {width}
+        assert {case.workload["inputs"] for case in cases} == {"text"}
+        assert cases[0].provider == "sdpa"
+        assert {case.provider for case in cases} == {
+            "sdpa",
+            "nsa",
+            "dynsiha",
+            "dynnsiha",
+            "flat",
+            "recursive",
+        }
+    assert plan(replace(CPU, suite=suite, layers=7))[0].workload["layers"] == 7
+    with pytest.raises(UsageError, match="layers=0: must be at least 1"):
+        plan(replace(CPU, suite=suite, layers=0))
+    with pytest.raises(UsageError, match="unknown pass 'forward'"):
+        plan(replace(CPU, suite=suite, passes=("forward",)))
+
+
+def test_layers_are_of_models_alone():
+    assert all("layers" not in case.workload for case in plan(replace(CPU, layers=3)))
+
+
 def test_batch_is_the_shapes_unless_given():
     options = replace(CPU, shapes=(SHAPES["single"],))
     assert plan(options)[0].workload["batch"] == 8

@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynnsiha import KVCache, NSAConfig
 from dynnsiha.attention.summaries import mean_summaries
@@ -113,6 +115,19 @@ def test_memory_is_what_the_docstring_says(config, numbers, list_bytes):
     cache = cache_of(config)
     assert cache.nbytes == 3 * (2 * 2 * 6 * numbers * 8 + list_bytes)
     assert cache.nbytes == filled(config=config).nbytes
+
+
+@pytest.mark.parametrize("config", [None, CONFIG])
+@given(lengths=st.lists(st.integers(0, 45), min_size=3, max_size=3))
+def test_what_tokens_fill_is_counted_without_the_room_to_come(config, lengths):
+    cache = filled(config=config)
+    cache.truncate(lengths)
+    numbers, list_bytes = sum(2 * length for length in lengths), 0
+    if config is not None:
+        numbers += sum(2 * len(range(0, length - 3, 2)) for length in lengths)  # windows of 4 by 2
+        list_bytes = sum(4 * 4 * 2 * len(range(0, length, 4)) for length in lengths)
+    assert cache.held_bytes == numbers * 2 * 6 * 8 + list_bytes
+    assert cache.held_bytes <= cache.nbytes
 
 
 def test_keeps_its_own_dtype():

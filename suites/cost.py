@@ -1,0 +1,22 @@
+"""What a case costs in closed form, whatever its suite. Imports no torch."""
+
+from __future__ import annotations
+
+from dynbench.harness.case import Case
+from dynbench.harness.subject import Work
+from dynbench.suites.catalog import MODEL_SUITES
+from dynbench.suites.modelwork import model_work, prefill_flops
+from dynbench.suites.work import case_work
+
+FIRST_TOKEN_CALLS = 5
+"""Prompts read to measure the time to the first token, where they take little time."""
+
+
+def call_work(case: Case) -> Work:
+    """Cost of one call of the case's pass."""
+    return model_work(case) if case.suite in MODEL_SUITES else case_work(case)
+
+
+def further_flops(case: Case) -> int:
+    """FLOPs outside of the calls: to time a step, prompts are read, once more for the check."""
+    return (2 + FIRST_TOKEN_CALLS) * prefill_flops(case) if case.suite == "generation" else 0
