@@ -43,7 +43,8 @@ class Predictor:
     as ``sdpa:math`` falls back to ``sdpa``, anything unknown to ``default_efficiency``).
     ``sample_s`` is the time spent sampling a fast case, and calls over ``slow_call_s`` are made
     twice only (see measure.Limits): pass less of both for ``--quick``. ``stage_calls`` are further
-    calls of each case (one of a slow one).
+    calls of each case (one of a slow one). ``once_s`` gives the least duration, whatever the FLOPs,
+    of a case that is called once; None for one that is sampled.
     """
 
     flops_of: Callable[[Case], int | None]
@@ -52,6 +53,7 @@ class Predictor:
     sample_s: float = 3.0
     slow_call_s: float = 5.0
     stage_calls: int = 0
+    once_s: Callable[[Case], float | None] = lambda case: None
     _seen: list[_Seen] = field(default_factory=list, init=False, repr=False)
     _tflops: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -65,11 +67,12 @@ class Predictor:
             nearest = min(alike, key=lambda seen: max(seen.flops, flops) / min(seen.flops, flops))
             return nearest.call_s * flops / nearest.flops
         tflops = self._tflops.get((case.device, case.dtype), guess_tflops(case.device))
-        return flops / (tflops * 1e12 * self._efficiency_of(case.provider))
+        call_s = flops / (tflops * 1e12 * self._efficiency_of(case.provider))
+        return max(call_s, self.once_s(case) or 0.0)
 
     def case_seconds(self, case: Case) -> float:
         """Expected duration of the whole case: inputs, calls, samples and checks, in seconds."""
-        return self._model(self.call_seconds(case)) * self._correction(case)
+        return self._model(case, self.call_seconds(case)) * self._correction(case)
 
     def total_seconds(self, cases: Iterable[Case]) -> float:
         """Expected duration of all ``cases``, one after another, in seconds."""
@@ -99,7 +102,9 @@ class Predictor:
         family = provider.partition(":")[0]
         return self.efficiency.get(provider, self.efficiency.get(family, self.default_efficiency))
 
-    def _model(self, call_s: float) -> float:
+    def _model(self, case: Case, call_s: float) -> float:
+        if self.once_s(case) is not None:
+            return _FIXED_COST_S + call_s
         if call_s > self.slow_call_s:
             return _FIXED_COST_S + (2 + min(self.stage_calls, 1)) * call_s
         calls_s = max(_CALLS * call_s, self.sample_s)
@@ -109,6 +114,6 @@ class Predictor:
         """Observed over modelled wall time, of the latest rows of this provider (else of all)."""
         timed = [seen for seen in self._alike(case) or self._seen if seen.wall_s is not None][-3:]
         wall_s = _PRIOR_S + sum(seen.wall_s or 0.0 for seen in timed)
-        modelled_s = _PRIOR_S + sum(self._model(seen.call_s) for seen in timed)
+        modelled_s = _PRIOR_S + sum(self._model(seen.case, seen.call_s) for seen in timed)
         low, high = _CORRECTION_RANGE
         return min(max(wall_s / modelled_s, low), high)

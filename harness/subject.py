@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dynbench.harness.stages import Record
@@ -64,6 +65,9 @@ class Subject:
     holds the tensors that ``run`` reads (any nesting of them): an output may be a part of one of
     them, and the harness overwrites outputs that are still held, but never inputs.
     ``record_stages`` opens a recording of the stages that ``run`` goes through meanwhile.
+    ``once`` says that ``run`` cannot be repeated (a whole training): it is called exactly once and
+    first of all, and its duration on the host's clock is the one sample.
+    ``keep`` writes what belongs beside the row into the run's folder, given with the run's id.
     """
 
     run: Callable[[], Any]
@@ -74,3 +78,5 @@ class Subject:
     facts: Callable[[], Mapping[str, Any]] = field(default=dict)
     inputs: Any = None
     record_stages: Record | None = None
+    once: bool = False
+    keep: Callable[[Path, str], None] | None = None

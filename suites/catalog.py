@@ -15,12 +15,16 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class SuiteInfo:
-    """One kind of work. ``inputs`` lists the input distributions it takes, its default first."""
+    """One kind of work. ``inputs`` lists the input distributions it takes, its default first.
+
+    ``seq`` are the lengths measured unless told otherwise; None leaves them to the device.
+    """
 
     name: str
     summary: str
     passes: tuple[str, ...]
     inputs: tuple[str, ...]
+    seq: str | None = "8k..128k"
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,9 @@ class ProviderInfo:
     Attributes:
         name: what the command line calls it.
         summary: one line for ``dynbench list``.
-        computes: ``dense`` causal attention, ``nsa`` (the paper's configuration) or ``dynnsiha``
-            (64/64 windows, with query_tile and private_blocks as axes).
+        computes: ``dense`` causal attention, ``nsa`` (the paper's configuration), ``dynnsiha``
+            (64/64 windows, with query_tile and private_blocks as axes) or ``sliding`` (the window
+            alone).
         exact: its lists are exact, whatever the axes say.
         branches: of sparse attention, those that it has.
         synthesised: in suite ``layer``, q, k, v and y come from layers whose neurons the input
@@ -64,6 +69,13 @@ SUITES: dict[str, SuiteInfo] = {
             PASSES,
             ("text", "normal"),
         ),
+        SuiteInfo(
+            "quality",
+            "what a language model has learned after a training, by --task",
+            ("train_step",),
+            (),
+            seq=None,
+        ),
     )
 }
 
@@ -73,6 +85,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
         ProviderInfo(
             "sdpa",
             "torch's scaled_dot_product_attention; the bare name is torch's own choice of kernel",
+            suites=("attention", "layer", "quality"),
             variants=("flash", "cudnn", "efficient", "math"),
         ),
         ProviderInfo(
@@ -91,6 +104,15 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "native sparse attention, the paper's windows, exact lists",
             "nsa",
             exact=True,
+            suites=("attention", "layer", "quality"),
+        ),
+        ProviderInfo(
+            "sliding",
+            "native sparse attention without its lists: the sliding window alone",
+            "sliding",
+            exact=True,
+            branches=("sliding",),
+            suites=("quality",),
         ),
         ProviderInfo(
             "fla",
@@ -106,12 +128,14 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "dynsiha",
             "DynSIHA: dense attention at the same heads; in suite layer with synthesised q, k, v",
             synthesised=True,
+            suites=("attention", "layer", "quality"),
         ),
         ProviderInfo(
             "dynnsiha",
             "DynNSIHA: word-guided sparse attention; axes query_tile and private_blocks",
             "dynnsiha",
             synthesised=True,
+            suites=("attention", "layer", "quality"),
         ),
         ProviderInfo(
             "dimension",
@@ -122,12 +146,12 @@ PROVIDERS: dict[str, ProviderInfo] = {
         ProviderInfo(
             "flat",
             "DynSIHA, flat form: blocks with head and MLP experts of their own",
-            suites=("layer",),
+            suites=("layer", "quality"),
         ),
         ProviderInfo(
             "recursive",
             "DynSIHA, recursive form: one block with head and MLP experts, refining in steps",
-            suites=("layer",),
+            suites=("layer", "quality"),
         ),
         ProviderInfo(
             "transformer",
@@ -184,9 +208,15 @@ def resolve_providers(
 def default_providers(device: str, suite: str = "attention") -> tuple[str, ...]:
     """What is compared by default: on a GPU also torch's cuDNN kernel and FlashAttention.
 
-    Suite ``layer`` adds the providers that only it has: every form of DynSIHA.
+    Suite ``layer`` adds the providers that attention has not: every form of DynSIHA. Suite
+    ``quality`` has the same on every device.
     """
+    if suite == "quality":
+        return ("sdpa", "sliding", "nsa", "dynsiha", "dynnsiha")
     names: tuple[str, ...] = ("sdpa", "nsa", "dynsiha", "dynnsiha")
     if device != "cpu":
         names = ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")
-    return names + tuple(p.name for p in PROVIDERS.values() if p.suites == (suite,) == ("layer",))
+    if suite != "layer":
+        return names
+    further = (p for p in PROVIDERS.values() if "layer" in p.suites)
+    return names + tuple(p.name for p in further if "attention" not in p.suites)
