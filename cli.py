@@ -35,9 +35,10 @@ from dynbench.harness.profile.errors import NoSuchCase, ProfileError
 from dynbench.harness.schema import Status
 from dynbench.suites import request
 from dynbench.suites.catalog import PROVIDERS, SUITES, provider_info
-from dynbench.suites.cost import call_work, further_flops
+from dynbench.suites.cost import call_work, further_flops, once_s
 from dynbench.suites.own import read_own_provider
-from dynbench.suites.plan import WINDOW, plan
+from dynbench.suites.plan import plan
+from dynbench.suites.quality.defaults import TASKS
 from dynbench.suites.shapes import SHAPES, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -122,19 +123,30 @@ def _option(panel: str, flag: str, help_: str, metavar: str | None = None, **mor
 
 
 _WORK, _SHAPE, _HOW, _FILES = "What to measure", "Shape and settings", "How", "Files"
-_SEQ = "Lengths: 8k..128k (doubling), 8k..128k:x4, 8k..128k:+8k or 8k,12k."
-_SUITE = "attention (q, k, v to o), layer (x to y), or a model's generation or training."
+_SEQ = "Lengths: 8k..128k (doubling, the default), 8k..128k:x4, 8k..128k:+8k or 8k,12k."
+_SUITE = (
+    "attention (q, k, v to o), layer (x to y), a model's generation or training step, or quality "
+    "(what a training reaches)."
+)
 _PROVIDERS = "Comma list of providers and variants (dynbench list)."
 _OWN = "A Python file with attention(q, k, v), measured beside the others; repeatable."
 _PASS = "Comma list of forward, backward and forward_backward; a model's suite has its own."
+_TASK = f"What a model learns in suite quality: comma list of {', '.join(TASKS)}."
+_STEPS = "Optimizer steps of a training in suite quality."
+_SEEDS = "Comma list: a training for each, in place of --seed."
 _SPARSITY = "Shares of the causal pairs to leave out; each solves --top-n."
 _INPUTS = "normal, or text in the other suites."
 _SHAPES = "Comma list of head shapes (dynbench list), or the next three options."
 _KV_HEADS = "Key/value heads; as many as query heads if not given."
 _MODEL_DIM = "Width of the residual stream in suites other than attention."
 _LAYERS = "Blocks of a model; 4 on a GPU and 2 on a CPU if not given."
-_TOP_N = "Blocks per query; 16 if not given."
-_WINDOW = "Keys of the sliding branch."
+_TOP_N = "Blocks per query; 16 if not given (7 in suite quality)."
+_WINDOW = "Keys of the sliding branch; 512 if not given (32 in suite quality)."
+_BLOCK = "Tokens in a selection block in suite quality; 16 if not given. Elsewhere it is 64."
+_VARIANT = (
+    "An ablation in suite quality: name=value pairs with commas, or none (docs/quality.md); "
+    "repeatable."
+)
 _BRANCHES = "Comma list of compressed, selected and sliding; all that a provider has if not given."
 _TILE = "Queries that share a block list (R): comma list of numbers and auto."
 _PRIVATE = "Blocks that a query adds to a shared list (m): comma list."
@@ -208,7 +220,7 @@ class _ConfigCommand(TyperCommand):
     cls=_ConfigCommand, help="Measure a sweep: one row for every case, whatever happens to it."
 )
 def run(
-    seq: Annotated[str, _option(_WORK, "--seq", _SEQ, "SWEEP")] = "8k..128k",
+    seq: Annotated[Text, _option(_WORK, "--seq", _SEQ, "SWEEP")] = None,
     suite: Annotated[str, _option(_WORK, "--suite", _SUITE)] = "attention",
     providers: Annotated[Text, _option(_WORK, "--providers", _PROVIDERS, "LIST")] = None,
     own: Annotated[list[Path] | None, _option(_WORK, "--provider-file", _OWN, "FILE")] = None,
@@ -216,6 +228,9 @@ def run(
     sparsity: Annotated[Text, _option(_WORK, "--sparsity", _SPARSITY, "LIST")] = None,
     inputs: Annotated[Text, _option(_WORK, "--inputs", _INPUTS)] = None,
     seed: Annotated[int, _option(_WORK, "--seed", "Seed of inputs and parameters.")] = 0,
+    task: Annotated[Text, _option(_WORK, "--task", _TASK, "LIST")] = None,
+    train_steps: Annotated[Number, _option(_WORK, "--train-steps", _STEPS)] = None,
+    seeds: Annotated[Text, _option(_WORK, "--seeds", _SEEDS, "LIST")] = None,
     shape: Annotated[Text, _option(_SHAPE, "--shape", _SHAPES, "LIST")] = None,
     q_heads: Annotated[Number, _option(_SHAPE, "--q-heads", "Query heads.")] = None,
     kv_heads: Annotated[Number, _option(_SHAPE, "--kv-heads", _KV_HEADS)] = None,
@@ -224,10 +239,12 @@ def run(
     layers: Annotated[Number, _option(_SHAPE, "--layers", _LAYERS)] = None,
     batch: Annotated[Number, _option(_SHAPE, "--batch", "Sequences in a batch.")] = None,
     top_n: Annotated[Number, _option(_SHAPE, "--top-n", _TOP_N)] = None,
-    window: Annotated[int, _option(_SHAPE, "--window", _WINDOW)] = WINDOW,
+    window: Annotated[Number, _option(_SHAPE, "--window", _WINDOW)] = None,
+    block_size: Annotated[Number, _option(_SHAPE, "--block-size", _BLOCK)] = None,
     query_tile: Annotated[Text, _option(_SHAPE, "--query-tile", _TILE, "LIST")] = None,
     private_blocks: Annotated[Text, _option(_SHAPE, "--private-blocks", _PRIVATE, "LIST")] = None,
     branches: Annotated[Text, _option(_SHAPE, "--branches", _BRANCHES, "LIST")] = None,
+    variant: Annotated[list[str] | None, _option(_SHAPE, "--variant", _VARIANT, "CHANGES")] = None,
     dtype: Annotated[Text, _option(_SHAPE, "--dtype", _DTYPE)] = None,
     device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
     gpus: Annotated[Text, _option(_HOW, "--gpus", _GPUS, "LIST")] = None,
@@ -268,6 +285,9 @@ def run(
         sparsity=sparsity,
         inputs=inputs,
         seed=seed,
+        task=task,
+        train_steps=train_steps,
+        seeds=seeds,
         shape=shape,
         q_heads=q_heads,
         kv_heads=kv_heads,
@@ -277,9 +297,11 @@ def run(
         batch=batch,
         top_n=top_n,
         window=window,
+        block_size=block_size,
         query_tile=query_tile,
         private_blocks=private_blocks,
         branches=branches,
+        variant=variant,
         dtype=dtype,
         device="cuda" if named else device,
         timer=timer,
@@ -325,6 +347,7 @@ def _predictor(options: runner.RunOptions) -> Predictor:
         slow_call_s=limits.slow_call_s,
         stage_calls=limits.stage_calls if options.stages else 0,
         further_flops_of=further_flops,
+        once_s=once_s,
     )
 
 
@@ -637,6 +660,7 @@ def list_() -> None:
         (name, " ".join(f":{v}" for v in p.variants), _needs(p.devices, p.packages), p.summary)
         for name, p in PROVIDERS.items()
     ]
+    tasks = list(TASKS.items())
     shapes = [
         (s.name, f"{s.q_heads}/{s.kv_heads}/{s.head_dim}", str(s.batch), s.summary)
         for s in SHAPES.values()
@@ -644,6 +668,7 @@ def list_() -> None:
     _print_tables(
         terminal.text_table(("suite", "passes", ""), suites),
         terminal.text_table(("provider", "variants", "needs", ""), providers),
+        terminal.text_table(("task", ""), tasks),
         terminal.text_table(("shape", "H/K/D", "batch", ""), shapes),
     )
 

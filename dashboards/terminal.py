@@ -36,12 +36,16 @@ _VARYING = {  # columns shown only where they differ between the rows, with thei
     "suite": "suite",
     "device": "device",
     "gpu_index": "GPU",
+    "task": "task",
     "timer": "timer",
     "dtype": "dtype",
     "batch": "batch",
     "shape": "H/K/D",
     "layers": "layers",
+    "train_steps": "steps",
     "inputs": "inputs",
+    "variant": "variant",
+    "block_size": "block",
     "seed": "seed",
     "branches": "branches",
     "top_n": "top-n",
@@ -55,7 +59,8 @@ _MODEL_HEADINGS = {  # of columns that only rows of whole models have
     "first_token_ms": "first token",
     "cache_bytes": "cache",
 }
-_REMARKABLE = ("branches",)  # shown wherever a row has a value: it is not the usual work
+_REMARKABLE = ("task", "branches", "variant")
+"""Shown wherever a row has a value: it is not the usual work."""
 _CONDITIONS = (  # a resumed run may have gone on elsewhere, or with other code
     "run_id",
     "workload_id",
@@ -79,6 +84,7 @@ _VERDICT_STYLES = {
 _REASON_CHARS = 160
 _ID_CHARS = 8  # enough to name a case with
 _STAGES = "where the time goes"
+_LEARNING = "quality"  # the suite whose rows are trainings
 
 
 class RunDisplay:
@@ -176,23 +182,29 @@ def rows_table(
     """The rows of ``frame`` as a compact table.
 
     Settings appear as columns only where they differ between rows, what only models have where a
-    row has it. The speed-up compares medians
-    with the ``baseline`` provider's row of the same workload under the same conditions (those of
+    row has it. A training's latency is its duration, and its loss and accuracy stand in place of a
+    speed-up, which compares medians with
+    the ``baseline`` provider's row of the same workload under the same conditions (those of
     _CONDITIONS), looked for in ``among`` (``frame`` itself if None). It is empty without one, and
     where there are several, which differ in their settings: none of them is the baseline.
     """
     rows = _records(frame)
     varying = _varying(rows)
     of_models = [name for name in _MODEL_HEADINGS if any(row[name] is not None for row in rows)]
-    headings = (
-        *("T", "latency [q1, q3]", f"vs {baseline}"),
+    learned = [row["suite"] == _LEARNING for row in rows]
+    headings = [
+        "T",
+        "latency [q1, q3]",
+        *([] if learned and all(learned) else [f"vs {baseline}"]),
+        *(["loss", "accuracy"] if any(learned) else []),
         *(_MODEL_HEADINGS[name] for name in of_models),
         *("peak memory", "case", "status"),
-    )
+    ]
     table = _table(["provider", "pass", *(_VARYING[name] for name in varying)], headings)
     references_ms: dict[tuple[Any, ...], list[float]] = {}
     for row in rows if among is None else _records(among):
-        if row["provider"] == baseline and row["status"] == "ok":
+        comparable = row["provider"] == baseline and row["suite"] != _LEARNING
+        if comparable and row["status"] == "ok":
             references_ms.setdefault(_conditions(row), []).append(row["latency_ms"])
     for row in rows:
         found_ms = references_ms.get(_conditions(row), [])
@@ -202,7 +214,8 @@ def rows_table(
             [row["provider"], row["pass"], *(_plain(row[name]) for name in varying)],
             length_text(row["seq_len"]),
             latency_text(row),
-            _speedup(reference_ms, row["latency_ms"]),
+            *([] if learned and all(learned) else [_speedup(reference_ms, row["latency_ms"])]),
+            *(learned_texts(row) if any(learned) else ()),
             *(_model_text(name, row[name]) for name in of_models),
             bytes_text(row["peak_memory_bytes"]),
             (row["case_id"] or "")[:_ID_CHARS],
@@ -293,10 +306,16 @@ def row_line(row: Record) -> str:
         name += f" R={row['query_tile']} m={row['private_blocks']}"
     if row["branches"]:
         name += f" ({branches_text(row['branches'])})"
+    if row["suite"] == _LEARNING:
+        name += f" {row['task']} seed {row['seed']}"
+        name += f" ({row['variant']})" if row["variant"] else ""
     if row["latency_ms"] is not None:
         name += f": {latency_text(row)}, peak {bytes_text(row['peak_memory_bytes'])}"
     if row["tokens_per_s"] is not None:
         name += f", {_model_text('tokens_per_s', row['tokens_per_s'])} tokens/s"
+    loss, accuracy = learned_texts(row)
+    if loss:
+        name += f", loss {loss}, accuracy {accuracy}"
     if row["status"] == "ok":
         disturbed = _disturbed(row)
         return f"{name} ({disturbed})" if disturbed else name
@@ -306,6 +325,15 @@ def row_line(row: Record) -> str:
 def _disturbed(row: Record) -> str:
     found = disturbance(row)
     return f"disturbed, {found}" if found else ""
+
+
+def learned_texts(row: Record) -> tuple[str, str]:
+    """Held-out loss in nats and accuracy of a training's row; empty where it has none."""
+    loss, accuracy = row["eval_loss"], row["eval_accuracy"]
+    return (
+        "" if loss is None else f"{loss:.4f}",
+        "" if accuracy is None else f"{100 * accuracy:.2f} %",
+    )
 
 
 def latency_text(row: Record) -> str:

@@ -15,6 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from dynnsiha.attention import NSAConfig
 from dynnsiha.attention.cache import KVCache
+from dynnsiha.attention.compression import (
+    AttentionPoolCompress,
+    CompressionFactory,
+    ConvLinearCompress,
+    GroupedMLPCompress,
+    SingleProjectionCompress,
+    TransformerCompress,
+)
 from dynnsiha.embedding.deep_embed import DeepEmbed, DeepEmbedForm
 from dynnsiha.embedding.hierarchical import HierarchicalEmbedding, PositionKind
 from dynnsiha.embedding.segmenter import WordSegmenter
@@ -38,11 +46,22 @@ from dynnsiha.model_cache import LayerCache, ModelCache
 from dynnsiha.sampling import Sampling
 from dynnsiha.saving import load_model, save_model
 from dynnsiha.synthesis.moie import MoIE
+from dynnsiha.synthesis.routing import Router
 from dynnsiha.synthesis.sbl import Init, Routing
 
 AttentionKind = Literal["dynnsiha", "dynsiha", "nsa", "dense", "dimension"]
 FormKind = Literal["blocks", "flat", "recursive"]
 FeedForwardKind = Literal["swiglu", "moie", "deep_embed"]
+CompressionKind = Literal["mean", "conv", "attention", "mlp", "projection", "transformer"]
+
+_COMPRESSION: dict[str, CompressionFactory | None] = {
+    "mean": None,  # what the core does by itself
+    "conv": ConvLinearCompress,
+    "attention": AttentionPoolCompress,
+    "mlp": GroupedMLPCompress,
+    "projection": SingleProjectionCompress,
+    "transformer": TransformerCompress,
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class DynNSIHAConfig:
             between head experts.
         nsa: what a query attends to; None is each form's default. Not used where dense.
         backend, gates: of sparse attention.
+        compression: what summarises windows of keys and values in sparse attention of the form
+            "blocks": "mean" (no parameters) or one of the networks of docs/architecture.md.
         init, routing: of the sparse Bayesian layers.
         rotary_base: base of the rotary positions in the attention; None for none.
         positions, max_positions: of the embedding; "none" by default, since attention is rotary.
@@ -69,7 +90,7 @@ class DynNSIHAConfig:
             form "blocks".
         feed_forward_width: hidden width of the SwiGLU; None is 8/3 d_model, rounded up to 64.
         deep_embed: form of the `DeepEmbed`, "1x" or "4x".
-        experts, active_experts: of the flat and the recursive form.
+        experts, active_experts, router: of the flat and the recursive form, see `FlatDynSIHA`.
         activation_checkpointing: recompute each block in the backward pass to save memory.
 
     Raises:
@@ -88,6 +109,7 @@ class DynNSIHAConfig:
     nsa: NSAConfig | None = None
     backend: str = "auto"
     gates: GateKind = "sigmoid"
+    compression: CompressionKind = "mean"
     init: Init = "calibrated"
     routing: Routing = "dot"
     rotary_base: float | None = 10_000.0
@@ -98,6 +120,7 @@ class DynNSIHAConfig:
     deep_embed: DeepEmbedForm = "4x"
     experts: int = 16
     active_experts: int = 2
+    router: Router = "cpr"
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -105,6 +128,8 @@ class DynNSIHAConfig:
             ("form", ("blocks", "flat", "recursive")),
             ("attention", tuple(sorted(_ATTENTION))),
             ("feed_forward", ("swiglu", "moie", "deep_embed")),
+            ("compression", tuple(_COMPRESSION)),
+            ("router", ("dot", "cpr", "capr")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {list(known)}")
@@ -120,6 +145,14 @@ class DynNSIHAConfig:
             raise ValueError(
                 f"feed_forward_width={self.feed_forward_width}: only 'swiglu' takes a width"
             )
+        sparse = self.form == "blocks" and self.attention in ("dynnsiha", "nsa")
+        if self.compression != "mean" and not sparse:
+            raise ValueError(
+                f"compression={self.compression!r}: only attention 'dynnsiha' and 'nsa' of form"
+                " 'blocks' summarise windows by a network"
+            )
+        if self.router != "cpr" and self.form == "blocks":
+            raise ValueError(f"router={self.router!r}: only forms of experts have a router")
         for name in ("d_model", "layers", "feed_forward_width"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -132,6 +165,7 @@ def _dynnsiha(config: DynNSIHAConfig) -> AttentionLayer:
         config=config.nsa,
         backend=config.backend,
         gates=config.gates,
+        compression=_COMPRESSION[config.compression],
         init=config.init,
         routing=config.routing,
         rotary_base=config.rotary_base,
@@ -153,6 +187,7 @@ def _nsa(config: DynNSIHAConfig) -> AttentionLayer:
         config.nsa,
         config.backend,
         gates=config.gates,
+        compression=_COMPRESSION[config.compression],
         rotary_base=config.rotary_base,
     )
 
@@ -196,6 +231,7 @@ def _form(config: DynNSIHAConfig) -> RefiningForm:
     options: dict[str, Any] = {
         "experts": config.experts,
         "active_experts": config.active_experts,
+        "router": config.router,
         "rotary_base": config.rotary_base,
         "core": _expert_core(config),
     }

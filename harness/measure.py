@@ -15,6 +15,9 @@ With timer ``graph``, two eager calls come first: one that compiles, and one who
 the row's. Then the call is captured, and every call above is a replay. With timer ``proton`` an
 eager call comes first, because kernel times do not tell how long compiling took. ``compile_ms`` and
 the stages are always those of eager calls.
+
+A subject that runs ``once`` is called once, under the memory meter: setup, call, check. What it
+returns has no reference, so the row gets the check's verdict without an error.
 """
 
 from __future__ import annotations
@@ -152,6 +155,8 @@ def measure(
     stages, if it has any. A failed check gives status
     ``incorrect``; before sampling, it also ends the case. Whatever the subject raises is passed on.
     """
+    if subject.once:
+        return _measure_once(subject, case, machine, ceilings, on_stage)
     captured = case.timer == "graph" and case.device == "cuda"
     with capture_stream() if captured else nullcontext():
         return _measure(subject, case, machine, ceilings, limits, on_stage, stages=stages)
@@ -209,6 +214,39 @@ def _measure(
             slow = columns["latency_ms"] > limits.slow_call_s * 1e3
             calls = 1 if slow else limits.stage_calls
             columns.update(stage_columns(subject.record_stages, subject.run, eager, calls))
+        on_stage("facts")
+        columns.update(subject.facts())
+    return columns
+
+
+def _measure_once(
+    subject: Subject,
+    case: Case,
+    machine: Mapping[str, Any],
+    ceilings: Ceilings | None,
+    on_stage: Callable[[str], None],
+) -> dict[str, Any]:
+    meter = MemoryMeter(case.device)
+    timer = WallTimer(case.device)
+    columns: dict[str, Any] = {**machine, **work_columns(subject)}
+    if subject.setup is not None:
+        on_stage("setup")
+        subject.setup()
+    with Telemetry(case.device) as telemetry:
+        on_stage("run")
+        timed, peak = meter.peak_of(lambda: timer.time(subject.run))
+        columns["device_memory_bytes"] = telemetry.memory_used_bytes()
+    on_stage("check")
+    verdict = _verdict_columns(subject.check(timed.outputs))
+    columns.update({name: verdict[name] for name in ("status", "reason", "checked")})
+    columns["peak_memory_bytes"] = peak.allocated_bytes
+    columns["reserved_memory_bytes"] = peak.reserved_bytes
+    samples = Samples()
+    samples.add(timed)
+    columns.update(_time_columns(samples, 0))
+    columns.update(telemetry.columns(samples.starts_s, samples.durations_s))
+    columns.update(rate_columns(subject.work, columns["latency_ms"], ceilings))
+    if columns["status"] == Status.OK:
         on_stage("facts")
         columns.update(subject.facts())
     return columns

@@ -43,7 +43,8 @@ class Predictor:
     as ``sdpa:math`` falls back to ``sdpa``, anything unknown to ``default_efficiency``).
     ``sample_s`` is the time spent sampling a fast case, and calls over ``slow_call_s`` are made
     twice only (see measure.Limits): pass less of both for ``--quick``. ``stage_calls`` are further
-    calls of each case (one of a slow one).
+    calls of each case (one of a slow one). ``once_s`` gives the least duration, whatever the FLOPs,
+    of a case that is called once; None for one that is sampled.
     """
 
     flops_of: Callable[[Case], int | None]
@@ -53,6 +54,7 @@ class Predictor:
     slow_call_s: float = 5.0
     stage_calls: int = 0
     further_flops_of: Callable[[Case], int] = lambda case: 0
+    once_s: Callable[[Case], float | None] = lambda case: None
     _seen: list[_Seen] = field(default_factory=list, init=False, repr=False)
     _tflops: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -65,7 +67,7 @@ class Predictor:
         if alike:  # the nearest in FLOPs scales best
             nearest = min(alike, key=lambda seen: max(seen.flops, flops) / min(seen.flops, flops))
             return nearest.call_s * flops / nearest.flops
-        return self._guessed_s(case, flops)
+        return max(self._guessed_s(case, flops), self.once_s(case) or 0.0)
 
     def case_seconds(self, case: Case) -> float:
         """Expected duration of the whole case: inputs, calls, samples and checks, in seconds."""
@@ -105,6 +107,8 @@ class Predictor:
         return flops / (tflops * 1e12 * self._efficiency_of(case.provider))
 
     def _model(self, case: Case, call_s: float) -> float:
+        if self.once_s(case) is not None:
+            return _FIXED_COST_S + call_s
         fixed_s = _FIXED_COST_S + self._guessed_s(case, self.further_flops_of(case))
         if call_s > self.slow_call_s:
             return fixed_s + (2 + min(self.stage_calls, 1)) * call_s

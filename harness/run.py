@@ -266,6 +266,8 @@ class _Run:
             environment=lane.environment,
             on_stage=lambda stage: self._tell_stage(lane, stage),
             stopped=self._stop.is_set,
+            run_folder=self._writer.path,
+            run_id=self._writer.run_id,
         )
 
     def _take(self, lane: Lane) -> list[Case]:

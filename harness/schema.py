@@ -114,7 +114,8 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         Column(
             "lists",
             "string",
-            "`dense`, `exact` (query_tile 1), `hybrid` (shared and private) or `shared`.",
+            "`dense`, `exact` (query_tile 1), `hybrid` (shared and private), `shared`, or `none` "
+            "(the window alone).",
         ),
         Column(
             "branches",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dynbench.harness.stages import Record
@@ -65,6 +66,9 @@ class Subject:
     them, and the harness overwrites outputs that are still held, but never inputs.
     ``record_stages`` opens a recording of the stages that ``run`` goes through meanwhile.
     ``tokens`` is how many one call makes or learns from, where a rate of tokens means something.
+    ``once`` says that ``run`` cannot be repeated (a whole training): it is called exactly once and
+    first of all, and its duration on the host's clock is the one sample.
+    ``keep`` writes what belongs beside the row into the run's folder, given with the run's id.
     """
 
     run: Callable[[], Any]
@@ -76,3 +80,5 @@ class Subject:
     inputs: Any = None
     record_stages: Record | None = None
     tokens: int | None = None
+    once: bool = False
+    keep: Callable[[Path, str], None] | None = None

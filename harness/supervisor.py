@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -215,7 +216,8 @@ class Supervisor:
     ``quick`` takes fewer samples, ``stages`` records the stages of each call as well, ``isolate``
     gives every case a worker of its own, and ``on_stage`` hears how a case goes on.
     A case that ``distrust`` names (one that runs a user's code, which may change its process at
-    will) is the last one of its worker.
+    will) is the last one of its worker. ``run_folder`` and ``run_id`` are of the run whose rows
+    these are, for subjects that keep something beside their row; None where there is none.
     Attribute ``ceilings`` holds what was measured: ``{"cpu": {"float32": [GB/s, TFLOP/s]}}``.
     """
 
@@ -231,6 +233,8 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
         stopped: Callable[[], bool] = lambda: False,
+        run_folder: Path | None = None,
+        run_id: str = "",
     ) -> None:
         self.ceilings: dict[str, dict[str, list[float]]] = {}
         self._request = {
@@ -238,6 +242,7 @@ class Supervisor:
             "provider_files": [os.fspath(path) for path in provider_files],
             "quick": quick,
             "stages": stages,
+            "run": run_folder and {"folder": str(run_folder.absolute()), "run_id": run_id},
         }
         self._isolate = isolate
         self._distrust = distrust

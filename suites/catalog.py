@@ -18,12 +18,16 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class SuiteInfo:
-    """One kind of work. ``inputs`` lists the input distributions it takes, its default first."""
+    """One kind of work. ``inputs`` lists the input distributions it takes, its default first.
+
+    ``seq`` are the lengths measured unless told otherwise; None leaves them to the device.
+    """
 
     name: str
     summary: str
     passes: tuple[str, ...]
     inputs: tuple[str, ...]
+    seq: str | None = "8k..128k"
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class ProviderInfo:
     Attributes:
         name: what the command line calls it.
         summary: one line for ``dynbench list``.
-        computes: ``dense`` causal attention, ``nsa`` (the paper's configuration) or ``dynnsiha``
-            (64/64 windows, with query_tile and private_blocks as axes).
+        computes: ``dense`` causal attention, ``nsa`` (the paper's configuration), ``dynnsiha``
+            (64/64 windows, with query_tile and private_blocks as axes) or ``sliding`` (the window
+            alone).
         exact: its lists are exact, whatever the axes say.
         branches: of sparse attention, those that it has.
         synthesised: in suite ``layer``, q, k, v and y come from layers whose neurons the input
@@ -79,10 +84,17 @@ SUITES: dict[str, SuiteInfo] = {
             ("train_step",),
             ("text",),
         ),
+        SuiteInfo(
+            "quality",
+            "what a language model has learned after a training, by --task",
+            ("train_step",),
+            (),
+            seq=None,
+        ),
     )
 }
 
-_WITH_MODEL = ("attention", "layer", *MODEL_SUITES)
+_WITH_MODEL = ("attention", "layer", *MODEL_SUITES, "quality")
 
 PROVIDERS: dict[str, ProviderInfo] = {
     provider.name: provider
@@ -110,6 +122,14 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "nsa",
             exact=True,
             suites=_WITH_MODEL,
+        ),
+        ProviderInfo(
+            "sliding",
+            "native sparse attention without its lists: the sliding window alone",
+            "sliding",
+            exact=True,
+            branches=("sliding",),
+            suites=("quality",),
         ),
         ProviderInfo(
             "fla",
@@ -143,12 +163,12 @@ PROVIDERS: dict[str, ProviderInfo] = {
         ProviderInfo(
             "flat",
             "DynSIHA, flat form: blocks with head and MLP experts of their own",
-            suites=("layer", *MODEL_SUITES),
+            suites=("layer", *MODEL_SUITES, "quality"),
         ),
         ProviderInfo(
             "recursive",
             "DynSIHA, recursive form: one block with head and MLP experts, refining in steps",
-            suites=("layer", *MODEL_SUITES),
+            suites=("layer", *MODEL_SUITES, "quality"),
         ),
         ProviderInfo(
             "transformer",
@@ -206,7 +226,10 @@ def default_providers(device: str, suite: str = "attention") -> tuple[str, ...]:
     """What is compared by default: on a GPU also torch's cuDNN kernel and FlashAttention.
 
     Other suites add what suite ``attention`` has not: in suite ``layer`` every form of DynSIHA.
+    Suite ``quality`` has the same on every device.
     """
+    if suite == "quality":
+        return ("sdpa", "sliding", "nsa", "dynsiha", "dynnsiha")
     names: tuple[str, ...] = ("sdpa", "nsa", "dynsiha", "dynnsiha")
     if device != "cpu" and suite not in MODEL_SUITES:
         names = ("sdpa", "sdpa:cudnn", "flash", "nsa", "dynsiha", "dynnsiha")

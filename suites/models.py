@@ -19,6 +19,7 @@ from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel
 _PARTS: dict[str, dict[str, Any]] = {
     "sdpa": {"attention": "dense"},
     "nsa": {"attention": "nsa"},
+    "sliding": {"attention": "nsa"},  # its settings leave the window's branch alone
     "dynsiha": {"attention": "dynsiha"},
     "dynnsiha": {"attention": "dynnsiha"},
     "flat": {"form": "flat", "attention": "dynsiha"},

@@ -23,10 +23,12 @@ from dynbench.suites.catalog import (
     resolve_suite,
 )
 from dynbench.suites.own import OwnProvider, read_own_provider
+from dynbench.suites.quality.planning import block_size_of, quality_cases
 from dynbench.suites.settings import (
     BLOCK_SIZE,
     BRANCHES,
     FORCED_BLOCKS,
+    SMALLEST_BLOCK,
     sparse_settings,
 )
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, unknown
@@ -52,13 +54,16 @@ class PlanOptions:
         shapes: head shapes (see shapes.py); batch overrides theirs, model_dim their width in
             every suite but ``attention``.
         layers: blocks of the model in the suites of models.
-        top_n, window: selection blocks per query and keys of the sliding branch.
+        top_n, window: selection blocks per query and keys of the sliding branch; WINDOW keys if
+            None.
         query_tiles, private_blocks: axes of the providers that compute ``dynnsiha``; ``auto`` is
             the word-guided default. private_blocks is irrelevant at query_tile 1 and is 0 there.
         branches: of the sparse providers, ``selected`` among them; None is all that each one has.
         sparsities: shares of causal pairs to leave out; each one solves top_n, per sequence length.
         inputs: distribution of the inputs; None is the suite's first.
         seed: of inputs and parameters.
+        tasks, train_steps, block_size, variants, seeds: of suite ``quality``, see quality/; seeds
+            stand in place of ``seed``.
         timer: one of the device's TIMERS.
         provider_files: the user's own providers, measured beside ``providers``.
     """
@@ -74,7 +79,7 @@ class PlanOptions:
     model_dim: int | None = None
     layers: int | None = None
     top_n: int | None = None
-    window: int = WINDOW
+    window: int | None = None
     query_tiles: tuple[Tile, ...] | None = None
     private_blocks: tuple[int, ...] | None = None
     branches: tuple[str, ...] | None = None
@@ -82,7 +87,15 @@ class PlanOptions:
     inputs: str | None = None
     seed: int = 0
     timer: str | None = None
+    tasks: tuple[str, ...] | None = None
+    train_steps: int | None = None
+    block_size: int | None = None
+    variants: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
     provider_files: tuple[Path, ...] = ()
+
+
+_OF_QUALITY = ("tasks", "train_steps", "block_size", "variants", "seeds")
 
 
 def plan(options: PlanOptions) -> list[Case]:
@@ -96,12 +109,15 @@ def plan(options: PlanOptions) -> list[Case]:
 
     Combinations that no provider could serve raise UsageError; those that one provider cannot serve
     are planned, and become rows that say why. Block counts that do not fit are clamped: private
-    blocks to what top_n leaves beside the forced ones.
+    blocks to what top_n leaves beside the forced ones. Suite ``quality`` has defaults and cases of
+    its own: see quality/planning.py.
     """
     suite = resolve_suite(options.suite)
     own = [read_own_provider(Path(path)) for path in options.provider_files]
     _check(options)
     providers = _providers(options, own)
+    if suite.name == "quality":
+        return quality_cases(options, providers)
     passes = options.passes or default_passes(options.device, options.suite)
     for pass_ in passes:
         if pass_ not in suite.passes:
@@ -134,6 +150,8 @@ def _check(options: PlanOptions) -> None:
             f"--timer {options.timer} needs a GPU: --device {options.device} takes "
             f"--timer {' or '.join(timers)}"
         )
+    if options.inputs is not None and not suite.inputs:
+        raise UsageError(f"suite {suite.name} takes no inputs: its tasks say what is read")
     if options.inputs is not None and options.inputs not in suite.inputs:
         raise UsageError(
             f"suite {suite.name} takes inputs {' or '.join(suite.inputs)}, not {options.inputs!r}"
@@ -141,7 +159,7 @@ def _check(options: PlanOptions) -> None:
     if not options.seq_lens:
         raise UsageError("no sequence length given: for example --seq 8k..128k")
     least = {"seq_lens": 1, "window": 1, "private_blocks": 0, "top_n": FORCED_BLOCKS, "batch": 1}
-    least |= {"model_dim": 1, "layers": 1}
+    least |= {"model_dim": 1, "layers": 1, "train_steps": 1, "block_size": SMALLEST_BLOCK}
     for name, bound in least.items():
         given = getattr(options, name)
         for value in given if isinstance(given, tuple) else (given,):
@@ -149,11 +167,16 @@ def _check(options: PlanOptions) -> None:
                 raise UsageError(f"{name}={value}: must be at least {bound}, at most {MAX_VALUE}")
     if abs(options.seed) > MAX_VALUE:
         raise UsageError(f"seed={options.seed}: must be at most {MAX_VALUE} in size")
+    if suite.name != "quality":
+        for name in _OF_QUALITY:
+            if getattr(options, name):
+                raise UsageError(f"{name}={getattr(options, name)}: only suite quality takes it")
+    block = block_size_of(options) if suite.name == "quality" else BLOCK_SIZE
     for tile in options.query_tiles or ():
-        if tile != "auto" and (tile < 1 or BLOCK_SIZE % tile):
-            divisors = [str(r) for r in range(1, BLOCK_SIZE + 1) if BLOCK_SIZE % r == 0]
+        if tile != "auto" and (tile < 1 or block % tile):
+            divisors = [str(r) for r in range(1, block + 1) if block % r == 0]
             raise UsageError(
-                f"query_tile={tile} does not divide blocks of {BLOCK_SIZE}: "
+                f"query_tile={tile} does not divide blocks of {block}: "
                 f"use {', '.join(divisors)} or auto"
             )
     for branch in options.branches or ():
@@ -195,7 +218,8 @@ def _settings(
         yield {"lists": "dense"}
         return
     branches = options.branches or info.branches
-    window = options.window if "sliding" in branches else 0
+    keys = options.window or WINDOW
+    window = keys if "sliding" in branches else 0
     for tile, private in _axes(options, info):
         for target in options.sparsities or (None,):
             if target is None:
@@ -207,7 +231,7 @@ def _settings(
                 shape.q_heads,
                 shape.kv_heads,
                 top_n=top_n,
-                window=options.window,
+                window=keys,
                 query_tile=tile,
                 private_blocks=min(private, top_n - FORCED_BLOCKS),
                 branches=branches,

@@ -24,7 +24,7 @@ def prepare(case: Case, provider_files: Iterable[str | Path] = ()) -> Subject:
     target = case.settings.get("target_sparsity")
     if target is not None:
         seq_len, window = int(case.workload["seq_len"]), int(case.settings["window"])
-        reason = unreachable(seq_len, window, float(target))
+        reason = unreachable(seq_len, window, float(target), int(case.settings["block_size"]))
         if reason:
             raise Unsupported(reason)
     if case.suite == "attention":
@@ -39,6 +39,10 @@ def prepare(case: Case, provider_files: Iterable[str | Path] = ()) -> Subject:
         from dynbench.suites.training import training_subject
 
         return training_subject(case)
+    if case.suite == "quality":
+        from dynbench.suites.quality.subject import quality_subject
+
+        return quality_subject(case)
     from dynbench.suites.layer import layer_subject
 
     return layer_subject(case, provider_files)

@@ -18,15 +18,16 @@ from dynbench.harness import sweep
 from dynbench.harness.case import Case
 from dynbench.harness.gpus import Gpu, visible_gpus
 from dynbench.harness.sweep import format_length, parse_floats, parse_ints
-from dynbench.suites.catalog import DEVICES, provider_info
-from dynbench.suites.plan import WINDOW, PlanOptions, Tile
+from dynbench.suites.catalog import DEVICES, provider_info, resolve_suite
+from dynbench.suites.plan import PlanOptions, Tile
+from dynbench.suites.quality.defaults import DEFAULTS
 from dynbench.suites.settings import BRANCHES
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
-_WORK_OPTIONS = (*_HEADS, "model_dim", "layers", "batch", "inputs", "seed")
+_WORK_OPTIONS = (*_HEADS, "model_dim", "layers", "batch", "inputs", "task", "train_steps", "seed")
 _EXCLUSIVE = ({"shape"}, {"q-heads", "kv-heads", "head-dim"}), ({"top-n"}, {"sparsity"})
 _SPARSE_OPTIONS = ("branches", "window", "query_tile", "private_blocks")
 
@@ -141,7 +142,7 @@ def choose_shapes(
 
 def wanted(
     *,
-    seq: str = "8k..128k",
+    seq: str | None = None,
     suite: str = "attention",
     providers: str | None = None,
     passes: str | None = None,
@@ -156,24 +157,29 @@ def wanted(
     layers: int | None = None,
     batch: int | None = None,
     top_n: int | None = None,
-    window: int = WINDOW,
+    window: int | None = None,
     query_tile: str | None = None,
     private_blocks: str | None = None,
     branches: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     timer: str | None = None,
+    task: str | None = None,
+    train_steps: int | None = None,
+    block_size: int | None = None,
+    variant: Sequence[str] | None = None,
+    seeds: str | None = None,
     provider_files: Sequence[Path] = (),
 ) -> PlanOptions:
     """The request that options of ``dynbench run`` make, each as its text or number.
 
     Raises UsageError or SweepError for one that cannot be read, naming it.
     """
-    seq_lens = tuple(sweep.parse_lengths(seq))
     shares = parse_floats(sparsity, 0, 1, name="--sparsity") if sparsity is not None else ()
     chosen = choose_device(device)
+    seq = seq or resolve_suite(suite).seq or DEFAULTS[chosen].seq
     return PlanOptions(
-        seq_lens=seq_lens,
+        seq_lens=tuple(sweep.parse_lengths(seq)),
         device=chosen,
         suite=suite,
         providers=parse_names(providers, "--providers"),
@@ -192,6 +198,11 @@ def wanted(
         inputs=inputs,
         seed=seed,
         timer=timer,
+        tasks=parse_names(task, "--task"),
+        train_steps=train_steps,
+        block_size=block_size,
+        variants=tuple(variant or ()),
+        seeds=parse_numbers(seeds, "--seeds"),
         provider_files=tuple(provider_files),
     )
 
@@ -204,7 +215,7 @@ def wanted_by(values: Mapping[str, object]) -> PlanOptions:
     kinds = {
         name: str(parameter.annotation).removesuffix(" | None")
         for name, parameter in inspect.signature(wanted).parameters.items()
-        if name != "provider_files"
+        if name not in ("provider_files", "variant")
     }
     options: dict[str, Any] = {}
     for key, value in values.items():
@@ -295,6 +306,11 @@ def repeat_command(
         values["branches"] = ",".join(BRANCHES)  # asked for all, also those that it does not have
     if values.get("window") == 0:  # no window of 0 keys, but no sliding branch: --branches says so
         del values["window"]
+    if info and info.computes == "sliding":
+        values.pop("branches", None)  # it has no other
+    if case.suite == "quality":
+        named = {"block_size", "variant"} & set(case.settings)
+        values |= {name: case.settings[name] for name in sorted(named)}
     values |= {"dtype": case.dtype, "device": case.device, "timer": case.timer}
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -17,6 +17,8 @@ BLOCK_SIZE = 64
 INIT_BLOCKS = 1
 LOCAL_BLOCKS = 2
 FORCED_BLOCKS = INIT_BLOCKS + LOCAL_BLOCKS
+SMALLEST_BLOCK = 4
+"""Fewest tokens in a block: the windows of ``nsa`` start at every quarter of one."""
 BRANCHES = ("compressed", "selected", "sliding")
 
 CONFIG_FIELDS = (
@@ -42,18 +44,22 @@ def sparse_settings(
     query_tile: int | Literal["auto"],
     private_blocks: int,
     branches: Collection[str] = BRANCHES,
+    block_size: int = BLOCK_SIZE,
 ) -> dict[str, Value]:
     """Settings of a sparse case: every field of the configuration that changes the work.
 
-    ``computes`` is ``nsa`` (32/16 windows, exact lists) or ``dynnsiha`` (64/64 windows). Exact
+    ``computes`` is ``nsa`` (32/16 windows, exact lists), ``dynnsiha`` (64/64 windows) or
+    ``sliding`` (the window alone, no lists). Windows are in proportion to ``block_size``. Exact
     lists have nothing shared, so query_tile 1 sets private_blocks to 0: one work, one case id. For
     the same reason window is 0 without the sliding branch. ``branches`` are named only where one is
     left out.
     """
     from dynnsiha.attention.config import NSAConfig
 
+    if computes == "sliding":
+        return {"lists": "none", "branches": "sliding", "window": window}
     fields: dict[str, object] = {
-        "block_size": BLOCK_SIZE,
+        "block_size": block_size,
         "init_blocks": INIT_BLOCKS,
         "local_blocks": LOCAL_BLOCKS,
         "top_n": top_n,
@@ -61,9 +67,11 @@ def sparse_settings(
         "branches": tuple(name for name in BRANCHES if name in branches),
     }
     if computes == "nsa":
-        config = NSAConfig.paper(**fields)
+        windows = {"compress_block": block_size // 2, "compress_stride": block_size // 4}
+        config = NSAConfig.paper(**fields | windows)
     else:
-        fields |= {"query_tile": query_tile, "private_blocks": private_blocks}
+        windows = {"compress_block": block_size, "compress_stride": block_size}
+        fields |= {"query_tile": query_tile, "private_blocks": private_blocks, **windows}
         config = NSAConfig.word_guided(q_heads, kv_heads, **fields)
     settings: dict[str, Value] = {name: getattr(config, name) for name in CONFIG_FIELDS}
     if config.query_tile == 1:
@@ -86,7 +94,8 @@ def config_from(settings: Mapping[str, Value]) -> NSAConfig | None:
 
     if settings["lists"] == "dense":
         return None
-    fields: dict[str, Any] = {name: settings[name] for name in CONFIG_FIELDS}
+    named = [name for name in CONFIG_FIELDS if settings["lists"] != "none" or name in settings]
+    fields: dict[str, Any] = {name: settings[name] for name in named}
     branches = branches_of(settings)
     if "sliding" not in branches:
         del fields["window"]  # 0 says that nobody reads it; the core knows no window of 0

@@ -44,30 +44,32 @@ def expected_attended_pairs(
     return float(certain.sum() + expected.sum())
 
 
-def expected_sparsity(seq_len: int, window: int, top_n: int) -> float:
+def expected_sparsity(seq_len: int, window: int, top_n: int, block_size: int = BLOCK_SIZE) -> float:
     """1 - expected attended pairs / causal pairs."""
-    return 1 - expected_attended_pairs(seq_len, window, top_n) / (seq_len * (seq_len + 1) / 2)
+    attended = expected_attended_pairs(seq_len, window, top_n, block_size=block_size)
+    return 1 - attended / (seq_len * (seq_len + 1) / 2)
 
 
-def solve_top_n(seq_len: int, window: int, target: float) -> int:
+def solve_top_n(seq_len: int, window: int, target: float, block_size: int = BLOCK_SIZE) -> int:
     """The top_n whose expected sparsity is nearest to the target, by bisection.
 
     A target beyond reach gives the nearest end of the range: no blocks but the forced ones, or all
     blocks. Between equally near values the smaller one wins.
     """
-    low, high = FORCED_BLOCKS, max(FORCED_BLOCKS, -(-seq_len // BLOCK_SIZE))
+    low, high = FORCED_BLOCKS, max(FORCED_BLOCKS, -(-seq_len // block_size))
     while high - low > 1:
         middle = (low + high) // 2
-        if expected_sparsity(seq_len, window, middle) >= target:
+        if expected_sparsity(seq_len, window, middle, block_size) >= target:
             low = middle
         else:
             high = middle
-    return min((low, high), key=lambda n: abs(expected_sparsity(seq_len, window, n) - target))
+    reached = {n: expected_sparsity(seq_len, window, n, block_size) for n in (low, high)}
+    return min(reached, key=lambda n: abs(reached[n] - target))
 
 
-def unreachable(seq_len: int, window: int, target: float) -> str:
+def unreachable(seq_len: int, window: int, target: float, block_size: int = BLOCK_SIZE) -> str:
     """Why a target sparsity cannot be reached, naming the nearest; empty if it can."""
-    largest = expected_sparsity(seq_len, window, FORCED_BLOCKS)
+    largest = expected_sparsity(seq_len, window, FORCED_BLOCKS, block_size)
     if target <= largest + SLACK:
         return ""
     return (

@@ -20,6 +20,7 @@ class Spec:
         batch, seq_len, q_heads, kv_heads, head_dim: B, T, H, K, D.
         model_dim: width of x; 0 in suite ``attention``.
         layers: blocks of the model; 0 where none is measured.
+        inputs: distribution of the inputs; empty where a task says what is read.
         config: of the sparse core; None for dense attention.
         differentiated: whether the pass needs gradients.
     """
@@ -55,7 +56,7 @@ class Spec:
             head_dim=int(work["head_dim"]),
             model_dim=int(work.get("model_dim", 0)),
             layers=int(work.get("layers", 0)),
-            inputs=str(work["inputs"]),
+            inputs=str(work.get("inputs", "")),
             seed=int(work["seed"]),
             dtype=getattr(torch, case.dtype),
             device=torch.device(case.device),

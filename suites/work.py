@@ -79,14 +79,15 @@ def attended_pairs(seq_len: int, settings: Mapping[str, Value]) -> int:
     if settings["lists"] == "dense":
         return dense_pairs(seq_len)
     number = {name: int(value) for name, value in settings.items() if isinstance(value, int)}
-    pairs = {
-        "compressed": compressed_pairs(
-            seq_len, number["compress_block"], number["compress_stride"]
-        ),
-        "selected": selected_pairs(seq_len, number["block_size"], number["top_n"]),
-        "sliding": sliding_pairs(seq_len, number["window"]),
-    }
-    return sum(pairs[branch] for branch in branches_of(settings))
+    branches = branches_of(settings)
+    pairs = 0
+    if "compressed" in branches:
+        pairs += compressed_pairs(seq_len, number["compress_block"], number["compress_stride"])
+    if "selected" in branches:
+        pairs += selected_pairs(seq_len, number["block_size"], number["top_n"])
+    if "sliding" in branches:
+        pairs += sliding_pairs(seq_len, number["window"])
+    return pairs
 
 
 def case_work(case: Case) -> Work:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dynbench import cli
+from dynbench.harness import store
+from dynbench.harness.curves import read_curves
 from dynbench.harness.gate.settings import Settings, read_settings
 from dynbench.harness.gpus import Gpu
 from dynbench.harness.measure import Limits, measure
@@ -26,6 +28,7 @@ from dynbench.suites import request
 from dynbench.suites.catalog import SUITES
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
+from dynbench.suites.quality.defaults import TASKS
 from dynbench.suites.request import repeat_command
 from dynbench.suites.shapes import SHAPES, Shape
 
@@ -480,6 +483,14 @@ BAD = {
     "--provider-file a_file": "a_file",
     "--config nothing.toml": "nothing.toml",
     "--config a_file": "a_file",
+    "--suite quality --task recal": "did you mean 'recall'",
+    "--suite quality --variant kll=1": "did you mean 'kl'",
+    "--suite quality --variant kl": "'kl' is no name=value",
+    "--suite quality --seeds x": "--seeds",
+    "--suite quality --train-steps 0": "train_steps=0",
+    "--suite quality --block-size 3": "block_size=3",
+    "--suite quality --inputs text": "suite quality takes no inputs",
+    "--block-size 16": "only suite quality takes it",
     "--resume": "no run",
     "--sequence 8k": "No such option",
     "surplus": "surplus",
@@ -675,6 +686,92 @@ def _requests_of(suite: str) -> st.SearchStrategy[PlanOptions]:
 def test_repeat_command_plans_that_case_alone(options, monkeypatch_module):
     for case in plan(options)[:12]:
         assert planned(*shlex.split(repeat_command(case))[2:]) == [case.case_id]
+
+
+def trainings() -> st.SearchStrategy[PlanOptions]:
+    """Sweeps of suite quality over every axis of its own."""
+    some = {"min_size": 1, "max_size": 2, "unique": True}
+    names = ["sdpa", "sliding", "nsa", "dynsiha", "dynnsiha", "flat"]
+    variants = ["none", "kl=0.1,lr=0.01", "compression=conv", "optimizer=rmsuon", "form=flat"]
+    return st.builds(
+        PlanOptions,
+        suite=st.just("quality"),
+        seq_lens=st.lists(st.integers(2, 9000), **some).map(tuple),
+        device=st.sampled_from(["cpu", "cuda"]),
+        providers=st.lists(st.sampled_from(names), **some).map(tuple),
+        tasks=st.none() | st.lists(st.sampled_from(list(TASKS)), **some).map(tuple),
+        train_steps=st.none() | st.integers(1, 9000),
+        layers=st.none() | st.integers(1, 9),
+        block_size=st.none() | st.sampled_from([8, 16, 64]),
+        window=st.none() | st.integers(1, 700),
+        branches=st.none() | st.just(("selected", "sliding")),
+        sparsities=st.just(()) | st.just((0.9,)),
+        query_tiles=st.none() | st.just((1, 8)),
+        private_blocks=st.none() | st.just((0, 2)),
+        variants=st.lists(st.sampled_from(variants), max_size=2).map(tuple),
+        seeds=st.none() | st.lists(st.integers(0, 99), **some).map(tuple),
+    )
+
+
+@given(options=trainings())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_repeat_command_plans_that_training_alone(options, monkeypatch_module):
+    for case in plan(options)[:12]:
+        assert planned(*shlex.split(repeat_command(case))[2:]) == [case.case_id]
+
+
+# Trainings
+
+TRAIN = "run --suite quality --device cpu --task copy --seq 16 --q-heads 2 --head-dim 8 --layers 1"
+TRAIN += " --batch 2 --train-steps 3 --window 8 --block-size 8 --out runs"
+
+
+def test_trainings_make_rows_and_curves_and_are_resumed(tmp_path):
+    words = [*TRAIN.split(), "--providers", "sdpa,dynnsiha", "--seeds", "0,1"]
+    done = dynbench(*words, "--variant", "none", "--variant", "kl=0.1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 cases, predicted: " in done.stdout
+    assert re.search(r"quality/dynnsiha train_step T=16 .* copy seed 1 \(kl=0.1\): ", done.stdout)
+    assert re.search(r"provider +pass +task +variant +seed +T .* loss +accuracy ", done.stdout)
+    assert "vs sdpa" not in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows, problems = store.read_rows([folder])
+    assert problems == []
+    assert [row["status"] for row in rows].count("ok") == 6
+    refused = [row for row in rows if row["status"] != "ok"]
+    assert {(row["provider"], row["variant"]) for row in refused} == {("sdpa", "kl=0.1")}
+    curves = read_curves(folder)
+    trained = {row["case_id"]: row for row in rows if row["status"] == "ok"}
+    assert {record["case_id"] for record in curves} == set(trained)
+    last = {r["case_id"]: r["eval_loss"] for r in curves if not r["layer"]}
+    assert last == {case_id: row["eval_loss"] for case_id, row in trained.items()}
+
+    more = [*words[:-1], "0,1,2", "--resume"]
+    again = dynbench(*more, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "2 cases, predicted: " in again.stdout
+    assert "(4 finished before)" in again.stdout
+    after = {row["case_id"]: row for row in store.read_rows([folder])[0]}
+    assert len(after) == 10
+    assert all(after[case_id] == row for case_id, row in trained.items())
+    repeated = dynbench(*shlex.split(trained[max(trained)]["command"])[1:], cwd=tmp_path)
+    assert repeated.returncode == 0, repeated.stderr
+    assert f"loss {trained[max(trained)]['eval_loss']:.4f}" in repeated.stdout
+    for reader in (["show", str(folder)], ["report", str(folder)]):
+        read = dynbench(*reader, cwd=tmp_path)
+        assert read.returncode == 0, read.stderr
+
+
+def test_a_training_over_its_time_has_no_result(tmp_path):
+    words = [*TRAIN.split(), "--providers", "sdpa", "--timeout", "6s"]
+    words[words.index("--train-steps") + 1] = "1000000"
+    done = dynbench(*words, cwd=tmp_path)
+    assert done.returncode == 4
+    ((row,), _) = store.read_rows([tmp_path / "runs"])
+    assert row["status"] == "timeout"
+    assert row["reason"] == "stopped at its time limit of 6 s (in stage: run)"
+    assert row["eval_loss"] is row["latency_ms"] is None
+    assert read_curves(next((tmp_path / "runs").iterdir())) == []
 
 
 @pytest.fixture(scope="module")

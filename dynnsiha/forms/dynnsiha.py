@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynnsiha.attention import NSAConfig
+from dynnsiha.attention.compression import CompressionFactory
 from dynnsiha.forms.layer import AttentionLayer, HeadLayout, synthesis_projections
 from dynnsiha.forms.nsa import GateKind, SparseCore
 from dynnsiha.synthesis.sbl import Init, Routing
@@ -21,6 +22,8 @@ class DynNSIHA(AttentionLayer):
         config: what a query attends to; `NSAConfig.word_guided(heads, kv_heads)` by default.
         backend: see `native_sparse_attention`.
         gates: "sigmoid" or "softmax", see `BranchGates`.
+        compression: networks that summarise k and v instead of the mean, to compare with; see
+            `SparseCore`.
         init, routing: of both SBLs, see `SparseBayesianLinear`.
         rotary_base: base of the rotary positions; None for none.
 
@@ -38,6 +41,7 @@ class DynNSIHA(AttentionLayer):
         config: NSAConfig | None = None,
         backend: str = "auto",
         gates: GateKind = "sigmoid",
+        compression: CompressionFactory | None = None,
         init: Init = "calibrated",
         routing: Routing = "dot",
         rotary_base: float | None = 10_000.0,
@@ -46,5 +50,7 @@ class DynNSIHA(AttentionLayer):
         if config is None:
             config = NSAConfig.word_guided(layout.q_heads, layout.kv_heads)
         projections = synthesis_projections(d_model, layout, init=init, routing=routing)
-        core = SparseCore(d_model, layout, config, backend=backend, gates=gates)
+        core = SparseCore(
+            d_model, layout, config, backend=backend, gates=gates, compression=compression
+        )
         super().__init__(layout, projections, core, rotary_base=rotary_base)

@@ -1,10 +1,11 @@
 """Learning the gates: auxiliary losses, an optimizer, and a loop that trains with them."""
 
+from dynnsiha.learning.batches import Batches
 from dynnsiha.learning.bigram import bigram_loss
 from dynnsiha.learning.calls import ExpertCall, NeuronCall, RoutedCall
 from dynnsiha.learning.checkpoint import load_checkpoint, save_checkpoint
 from dynnsiha.learning.fars import FisherAwareRoutingShaping
-from dynnsiha.learning.fit import FitResult, evaluate, fit
+from dynnsiha.learning.fit import Evaluation, FitResult, evaluate, fit
 from dynnsiha.learning.gradient_norms import expert_gradient_norms, neuron_gradient_norms
 from dynnsiha.learning.kl import kl_divergence_loss, output_entropy
 from dynnsiha.learning.log import read_log
@@ -19,6 +20,8 @@ from dynnsiha.learning.surprise import surprise_minimization_loss
 from dynnsiha.learning.windows import TextWindows
 
 __all__ = [
+    "Batches",
+    "Evaluation",
     "ExpertCall",
     "FisherAwareRoutingShaping",
     "FitResult",

@@ -28,7 +28,7 @@ def save_checkpoint(
     Args:
         folder: made if needed.
         step: steps taken, which is also the number of batches drawn.
-        data: `TextWindows.identity` of the data.
+        data: `Batches.identity` of the data.
 
     Returns:
         Path of the file.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from dynnsiha.learning.batches import Batches, drawn_batches
 from dynnsiha.learning.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from dynnsiha.learning.layer_statistics import RoutingStatistics
 from dynnsiha.learning.log import TrainingLog
 from dynnsiha.learning.objective import Losses, Objective
 from dynnsiha.learning.progress import progress_bar
 from dynnsiha.learning.schedule import Schedule
-from dynnsiha.learning.windows import TextWindows
+
+Evaluation = Callable[[nn.Module], Mapping[str, float]]
+"""Model → columns of the log: ``eval_loss``, ``eval_accuracy``. It draws no random numbers of
+torch's global stream, and leaves the model as it found it but for its training mode."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class FitResult:
 
 def fit(
     model: nn.Module,
-    windows: TextWindows,
+    windows: Batches,
     optimizer: torch.optim.Optimizer,
     *,
     steps: int,
@@ -47,7 +52,11 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
     log_every: int = 1,
+    check_every: int = 1,
+    evaluation: Evaluation | None = None,
+    evaluate_every: int = 100,
     resume: bool = False,
+    on_log: Callable[[int, list[dict[str, Any]]], None] | None = None,
     on_step: Callable[[int, Losses], None] | None = None,
     progress: bool | None = None,
 ) -> FitResult:
@@ -60,7 +69,7 @@ def fit(
     Args:
         model: (char_ids, word_ids) → logits [B, T, char_vocab], as `DynNSIHALanguageModel`; it
             stays on its device, and in training mode.
-        windows: the data; batch n trains step n + 1.
+        windows: the data, such as `TextWindows`; batch n trains step n + 1.
         optimizer: of the model's parameters.
         steps: steps in all, those before a resumed checkpoint included.
         objective: the loss; next-character cross-entropy alone if None.
@@ -69,7 +78,11 @@ def fit(
         out: folder for the log (see `read_log`) and the checkpoint; nothing is written if None.
         checkpoint_every: steps between checkpoints; the last step always has one.
         log_every: steps between rows of the log.
+        check_every: steps between looks at the loss, each of which waits for a GPU. Above 1, a loss
+            that is not finite is found up to that many steps later.
+        evaluation: gives columns of the log, every ``evaluate_every`` steps and after the last one.
         resume: go on from the checkpoint in ``out`` if there is one.
+        on_log: called with the step and its rows of the log, with or without ``out``.
         on_step: called with the step and its losses after each step.
         progress: show a progress bar; None shows it on a terminal.
 
@@ -87,6 +100,8 @@ def fit(
         ("steps", steps),
         ("checkpoint_every", checkpoint_every),
         ("log_every", log_every),
+        ("check_every", check_every),
+        ("evaluate_every", evaluate_every),
     ):
         if number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
@@ -113,27 +128,39 @@ def fit(
     statistics = RoutingStatistics()
     main = math.nan
     model.train()
+    drawn = drawn_batches(windows, done, steps - 1, device)
     with progress_bar(steps, done, shown=progress) as show:
-        for step in range(done + 1, steps + 1):
-            logged = log is not None and step % log_every == 0
-            char_ids, word_ids = (ids.to(device) for ids in windows.draw(step - 1))
+        for step, batch in enumerate(drawn, start=done + 1):
+            evaluated = evaluation is not None and (step % evaluate_every == 0 or step == steps)
+            wanted = step % log_every == 0 or evaluated
+            logged = wanted and (log is not None or on_log is not None)
+            looked_at = logged or step % check_every == 0 or step == steps
             if schedule is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(step)
             optimizer.zero_grad(set_to_none=True)
             with statistics.watching(model) if logged else nullcontext():
-                losses = objective(model, char_ids, word_ids)
+                losses = objective(model, *batch)
             losses.total.backward()
-            norm = _gradient_norm(model, clip_norm, step, losses)
+            norm = _clipped_norm(model, clip_norm)
+            if looked_at:
+                _require_finite(step, losses, norm)
+                main = float(losses.main.detach())
             optimizer.step()
-            main = float(losses.main.detach())
-            if log is not None and logged:
+            if logged:
                 facts = {
                     "layer": "",
                     "learning_rate": float(optimizer.param_groups[0]["lr"]),
-                    "gradient_norm": norm,
+                    "gradient_norm": float(norm),
                 }
-                log.add(step, [facts | losses.numbers(), *statistics.rows()])
+                rows = [facts | losses.numbers(), *statistics.rows()]
+                if evaluated and evaluation is not None:
+                    rows[0] |= evaluation(model)
+                    model.train()
+                if log is not None:
+                    log.add(step, rows)
+                if on_log is not None:
+                    on_log(step, rows)
             due = step % checkpoint_every == 0 or step == steps
             if folder is not None and log is not None and due:
                 log.write()
@@ -145,7 +172,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: TextWindows, *, batches: int = 8) -> float:
+def evaluate(model: nn.Module, windows: Batches, *, batches: int = 8) -> float:
     """Mean cross-entropy of the first batches of ``windows``, nats a character.
 
     Raises:
@@ -158,19 +185,22 @@ def evaluate(model: nn.Module, windows: TextWindows, *, batches: int = 8) -> flo
     model.eval()
     total = 0.0
     for position in range(batches):
-        char_ids, word_ids = (ids.to(device) for ids in windows.draw(position))
-        total += float(Objective()(model, char_ids, word_ids).main)
+        batch = (part.to(device) for part in windows.draw(position))
+        total += float(Objective()(model, *batch).main)
     model.train(training)
     return total / batches
 
 
-def _gradient_norm(model: nn.Module, clip_norm: float | None, step: int, losses: Losses) -> float:
-    """Norm of all gradients, which are clipped to ``clip_norm``."""
+def _clipped_norm(model: nn.Module, clip_norm: float | None) -> torch.Tensor:
+    """Norm of all gradients, which are clipped to ``clip_norm``; nothing waits for the device."""
     limit = math.inf if clip_norm is None else clip_norm
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
-    if not math.isfinite(norm) or not math.isfinite(float(losses.total.detach())):
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+def _require_finite(step: int, losses: Losses, norm: torch.Tensor) -> None:
+    total = float(losses.total.detach())
+    if not math.isfinite(total) or not math.isfinite(float(norm)):
         raise FloatingPointError(
-            f"step {step}: loss {float(losses.total.detach()):.4g}, gradient norm {norm:.4g};"
+            f"step {step}: loss {total:.4g}, gradient norm {float(norm):.4g};"
             " lower the learning rate or the weights of the objective"
         )
-    return norm

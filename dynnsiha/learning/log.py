@@ -25,6 +25,8 @@ COLUMNS = (
     ("sars", "float64", "SARS meta loss, nats, before its weight"),
     ("fars", "float64", "FARS loss, before its weight"),
     ("gradient_norm", "float64", "norm of all gradients together, before clipping"),
+    ("eval_loss", "float64", "cross-entropy on held-out data, where it was evaluated, nats"),
+    ("eval_accuracy", "float64", "accuracy on held-out data, where it was evaluated"),
     ("neurons", "int64", "neurons of a routed layer, or its experts"),
     ("activation_rate", "float64", "share of weights > 0 over its tokens and neurons"),
     ("dead_neurons", "int64", "neurons or experts that opened for no token of the batch"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from dynnsiha.learning.routed import record_routing
 from dynnsiha.learning.sars import SurpriseAwareRoutingShaping
 from dynnsiha.learning.second_order import twice_differentiable
 from dynnsiha.learning.surprise import surprise_minimization_loss
+
+_NOT_COUNTED = -100
 
 
 def total_loss(
@@ -95,12 +98,20 @@ class Objective:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
 
-    def __call__(self, model: nn.Module, char_ids: Tensor, word_ids: Tensor) -> Losses:
+    def __call__(
+        self,
+        model: nn.Module,
+        char_ids: Tensor,
+        word_ids: Tensor,
+        counted: Tensor | None = None,
+    ) -> Losses:
         """Losses of one batch.
 
         Args:
             model: (char_ids, word_ids) → logits [B, T, char_vocab].
             char_ids, word_ids: int64 [B, T], T >= 2.
+            counted: bool [B, T], the characters whose prediction counts, at least one after the
+                first column; all if None.
         """
         calls: list[RoutedCall] = []
         with ExitStack() as stack:
@@ -110,9 +121,15 @@ class Objective:
                 calls = stack.enter_context(record_routing(model))
             logits = model(char_ids, word_ids)
         predicted = logits[:, :-1].flatten(0, 1).float()
-        main = F.cross_entropy(predicted, char_ids[:, 1:].flatten())
+        asked = char_ids[:, 1:].flatten()
+        if counted is not None:  # no selection, whose size the host would have to wait for
+            asked = torch.where(counted[:, 1:].flatten(), asked, _NOT_COUNTED)
+        main = F.cross_entropy(predicted, asked, ignore_index=_NOT_COUNTED)
         surprise = surprise_minimization_loss(main, calls) if self.surprise_weight else None
-        kl = kl_divergence_loss(model, output_entropy(predicted)) if self.kl_weight else None
+        kl = None
+        if self.kl_weight:
+            answers = predicted if counted is None else predicted[asked != _NOT_COUNTED]
+            kl = kl_divergence_loss(model, output_entropy(answers))
         sars = None if self.sars is None else self.sars(main, calls)
         fars = None if self.fars is None else self.fars(calls)
         total = total_loss(

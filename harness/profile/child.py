@@ -25,7 +25,7 @@ from dynbench.harness.profile.kernels import Kernel
 from dynbench.harness.profile.trace import record_trace
 from dynbench.harness.profile.tree import record_tree
 from dynbench.harness.schema import Status
-from dynbench.harness.subject import Subject, Unavailable
+from dynbench.harness.subject import Subject, Unavailable, Unsupported
 from dynbench.harness.timing import TIMERS
 from dynbench.harness.worker import guard_process, limit_memory, load_subject, reset_torch
 
@@ -47,7 +47,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured_and_traced(case: Case, job: dict[str, Any], path: Path) -> dict[str, Any]:
-    subject = load_subject(case, job["prepare"], job["provider_files"])
+    subject = _repeatable_subject(case, job)
     eager = replace(case, timer=TIMERS[case.device][0])
     machine = machine_facts(case.device)
     columns = {**machine, **work_columns(subject)}
@@ -64,11 +64,18 @@ def _measured_and_traced(case: Case, job: dict[str, Any], path: Path) -> dict[st
 
 def _ready_subject(case: Case, job: dict[str, Any]) -> Subject:
     """The subject after two calls, so that nothing is left to compile, tune or load."""
-    subject = load_subject(case, job["prepare"], job["provider_files"])
+    subject = _repeatable_subject(case, job)
     if subject.setup is not None:
         subject.setup()
     for _ in range(2):
         subject.run()
+    return subject
+
+
+def _repeatable_subject(case: Case, job: dict[str, Any]) -> Subject:
+    subject = load_subject(case, job["prepare"], job["provider_files"])
+    if subject.once:
+        raise Unsupported(f"suite {case.suite} runs a case once as a whole: profile another suite")
     return subject
 
 

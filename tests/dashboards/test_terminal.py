@@ -282,3 +282,23 @@ def test_changes_with_and_without_bounds():
     assert change_text(None, None, None) == ""
     assert change_text(-0.05, None, None) == "-5.0 %"
     assert change_text(0.0, -0.01, 0.01) == "+0.0 % (-1.0, +1.0)"
+
+
+def test_a_training_says_what_it_reached():
+    training = {"suite": "quality", "pass": "train_step", "task": "recall", "seed": 1}
+    rows = [
+        row(**training, eval_loss=0.12345, eval_accuracy=0.9735, variant="kl=0.1"),
+        row(**training | {"provider": "nsa"}, status="timeout", latency_ms=None, reason="stopped"),
+    ]
+    table = text_of(rows_table(frame_of(rows)))
+    assert re.search(r"task +variant +T +latency.* +loss +accuracy +peak memory", table)
+    assert "0.1235   97.35 %" in table
+    assert "vs sdpa" not in table
+    mixed = text_of(rows_table(frame_of([row(workload_id="other"), *rows])))
+    assert "vs sdpa" in mixed
+    assert mixed.count("1.00×") == 1  # a training's duration is no speed
+    assert row_line(rows[0]) == (
+        "quality/sdpa train_step T=8k recall seed 1 (kl=0.1): 12.0 ms [11.5, 12.5], "
+        "peak 3.00 MiB, loss 0.1235, accuracy 97.35 %"
+    )
+    assert row_line(rows[1]).endswith("recall seed 1: timeout: stopped")

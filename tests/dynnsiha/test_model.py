@@ -232,6 +232,11 @@ def test_texts_of_a_batch_do_not_mix(text, segmenter):
         ({"attention": "flash"}, r"attention='flash': must be one of"),
         ({"layers": 0}, r"layers=0: must be at least 1"),
         ({"feed_forward_width": -1}, r"feed_forward_width=-1: must be at least 1"),
+        ({"compression": "mena"}, r"compression='mena': must be one of"),
+        ({"compression": "conv", "attention": "dense"}, r"compression='conv': only attention"),
+        ({"compression": "conv", "form": "flat"}, r"compression='conv': only attention"),
+        ({"router": "capr"}, r"router='capr': only forms of experts"),
+        ({"router": "cap", "form": "flat"}, r"router='cap': must be one of"),
     ],
 )
 def test_bad_configurations_name_the_fix(options, message):

@@ -21,6 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dynnsiha exact": {"nsa": EXACT},
     "dynnsiha hybrid": {"nsa": HYBRID, "positions": "sinusoidal"},
     "dynnsiha dynamic": {"nsa": replace(HYBRID, top_p=0.5, per_head_lists=True)},
+    "dynnsiha compressed": {"nsa": HYBRID, "compression": "mlp"},
+    "nsa compressed": {"attention": "nsa", "nsa": EXACT, "compression": "transformer"},
     "moie": {"nsa": HYBRID, "feed_forward": "moie"},
     "deep embed": {"nsa": HYBRID, "feed_forward": "deep_embed"},
     "deep embed 1x": {"attention": "dynsiha", "feed_forward": "deep_embed", "deep_embed": "1x"},

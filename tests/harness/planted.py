@@ -43,8 +43,14 @@ def prepare(case: Case, provider_files: tuple[str, ...]) -> Subject:
         backend = os.environ.get("PLANTED_BACKEND", "planted")
         return {"backend": backend} if case.provider != "misspelt" else {"bakcend": "planted"}
 
+    def keep(folder: Path, run_id: str) -> None:
+        if case.provider == "keeps_nothing":
+            raise OSError("planted: the disk is full")
+        (folder / f"{case.provider}.txt").write_text(f"{run_id} {size}", encoding="utf-8")
+
     work = Work(2 * size, 8 * size, 4 * size)
-    return Subject(run, check, work, "planted 1", facts=facts, record_stages=_recording)
+    kept = keep if case.provider.startswith("keeps") or case.provider == "wrong" else None
+    return Subject(run, check, work, "planted 1", facts=facts, record_stages=_recording, keep=kept)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,6 +257,38 @@ def test_quick_limits_take_fewer_samples():
     assert quick.criterion.max_seconds < usual.criterion.max_seconds
     assert quick.criterion.min_samples < usual.criterion.min_samples
     assert usual.slow_call_s == 5.0
+
+
+@pytest.mark.parametrize("timer", ["wall", "event"])
+def test_what_runs_once_is_called_once(timer):
+    """A training cannot be repeated; whatever timer the case names, the host's clock is right."""
+    recorder = Recorder(0.05)
+    stages: list[str] = []
+    subject = recorder.subject(
+        once=True,
+        setup=lambda: recorder.events.append("setup"),
+        facts=lambda: {"eval_loss": 1.5},
+    )
+    case = replace(CASE, timer=timer)
+    row = complete_row(measure(subject, case, {}, CEILINGS, FAST, stages.append))
+    assert recorder.events == ["setup", "run", "check"]
+    assert stages == ["setup", "run", "check", "facts"]
+    assert (row["status"], row["checked"], row["eval_loss"]) == ("ok", "everything", 1.5)
+    assert row["samples_ms"] == [row["latency_ms"]]
+    assert 50 <= row["latency_ms"] < 5000
+    assert (row["sample_count"], row["warmup_count"], row["compile_ms"]) == (1, 0, None)
+    assert row["rms_error"] is row["rms_tolerance"] is row["dense_error"] is None
+    assert row["peak_memory_bytes"] == pytest.approx(2 * MIB, abs=MIB)
+    assert row["effective_tflops"] == pytest.approx(1000 / (row["latency_ms"] / 1e3) / 1e12)
+
+
+def test_a_single_call_that_fails_its_check_has_no_facts():
+    recorder = Recorder()
+    subject = recorder.subject(once=True, facts=lambda: pytest.fail("no facts"))
+    subject.check = lambda outputs: Correctness(0.0, 0.0, "all", problem="held-out loss nan")
+    row = measured(subject)
+    assert (row["status"], row["reason"]) == ("incorrect", "held-out loss nan (all)")
+    assert row["latency_ms"] is not None
 
 
 def test_machine_facts_pass_through():

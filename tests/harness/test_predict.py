@@ -76,6 +76,14 @@ def test_a_slow_case_costs_two_calls():
     assert taught.case_seconds(case(100)) > 5 * 2.0
 
 
+def test_what_runs_once_costs_one_call_of_a_least_duration():
+    once = predictor(once_s=lambda case: 40.0 if case.suite == "quality" else None)
+    assert 40 <= once.case_seconds(case(1, suite="quality")) <= 42
+    assert once.case_seconds(case(1)) == predictor().case_seconds(case(1))
+    once.observe(case(1000, suite="quality"), {"latency_ms": 100_000.0}, wall_s=101.0)
+    assert 198 <= once.case_seconds(case(2000, suite="quality")) <= 204
+
+
 def test_time_outside_of_calls_is_learned_and_bounded():
     taught = predictor()
     before = taught.case_seconds(case(1000))

@@ -372,3 +372,17 @@ def test_stages_are_asked_of_the_worker(planted, tmp_path, stages):
     assert frame["status"].tolist() == ["ok"]
     assert frame["stages_ms"].tolist() == ['{"doubling": 0.25}' if stages else None]
     assert stages == any(isinstance(e, StageStarted) and e.stage == "stages" for e in events)
+
+
+def test_what_a_case_keeps_lies_beside_its_row(tmp_path, planted):
+    """Only of a row that is ok; and where it cannot be written, there is no such row."""
+    names = ("keeps", "wrong", "keeps_nothing", "plain")
+    frame, _, events = sweep(tmp_path, [planted(name) for name in names])
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "keeps.txt").read_text() == f"{folder.name} 1000"
+    assert not (folder / "wrong.txt").exists()
+    status = dict(zip(frame["provider"], frame["status"], strict=True))
+    assert status == dict(zip(names, ("ok", "incorrect", "error", "ok"), strict=True))
+    reasons = dict(zip(frame["provider"], frame["reason"], strict=True))
+    assert "planted: the disk is full" in reasons["keeps_nothing"]
+    assert {e.stage for e in events if isinstance(e, StageStarted)} >= {"keep"}

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynbench.harness import rowfiles, store
+from dynbench.harness.curves import CURVES_FOLDER, write_curves
 from dynbench.harness.rowfiles import StoreError
 from dynbench.harness.schema import COLUMNS
 from dynbench.harness.store import (
@@ -83,6 +84,13 @@ def test_every_row_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
             journal = writer.path / "rows.jsonl"
             assert len(journal.read_bytes().splitlines()) == number + 1
             assert synced[-1] == journal.stat().st_size
+
+
+def test_curves_are_no_rows(tmp_path):
+    path = make_run(tmp_path, "a")
+    write_curves([{"case_id": "a", "step": 1}], path / CURVES_FOLDER / "a.parquet")
+    assert cases_of(tmp_path) == ["a"]
+    assert [run.path for run in list_runs(tmp_path)] == [path]
 
 
 def test_a_run_says_what_made_it(tmp_path):

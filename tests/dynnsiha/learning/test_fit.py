@@ -22,9 +22,12 @@ from dynnsiha.learning import (
     TextWindows,
     evaluate,
     fit,
+    kl_divergence_loss,
+    output_entropy,
     read_log,
     warmup_cosine,
 )
+from dynnsiha.learning.batches import drawn_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -207,7 +210,9 @@ def test_what_cannot_go_on_names_the_fix(small_model, windows, tmp_path):
         _run(small_model, windows, out=None, resume=True)
 
 
-@pytest.mark.parametrize("name", ["steps", "checkpoint_every", "log_every"])
+@pytest.mark.parametrize(
+    "name", ["steps", "checkpoint_every", "log_every", "check_every", "evaluate_every"]
+)
 def test_numbers_below_one_are_refused(name, small_model, windows):
     model = small_model("dynsiha")
     optimizer = torch.optim.AdamW(model.parameters())
@@ -244,3 +249,92 @@ def test_evaluation_is_a_mean_and_leaves_the_model_as_it_was(small_model, window
     assert evaluate(model, windows, batches=3) == pytest.approx(expected)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+class _Masked:
+    """Windows of which one character in three counts."""
+
+    def __init__(self, windows: TextWindows) -> None:
+        self.windows = windows
+
+    def draw(self, position):
+        chars, words = self.windows.draw(position)
+        return chars, words, (torch.arange(chars.numel()) % 3 == 0).view_as(chars)
+
+    def identity(self):
+        return self.windows.identity()
+
+
+def test_only_what_counts_is_learned(small_model, windows):
+    model = small_model("dynsiha")
+    chars, words, counted = _Masked(windows).draw(0)
+    losses = Objective(kl_weight=0.1)(model, chars, words, counted)
+    logits = model(chars, words)
+    picked = logits[:, :-1][counted[:, 1:]]
+    wanted = torch.nn.functional.cross_entropy(picked, chars[:, 1:][counted[:, 1:]])
+    assert float(losses.main) == pytest.approx(float(wanted))
+    tau = output_entropy(picked)
+    assert float(losses.kl) == pytest.approx(float(kl_divergence_loss(model, tau)))
+    everything = Objective()(model, chars, words, torch.ones_like(counted))
+    assert torch.equal(everything.main, Objective()(model, chars, words).main)
+
+
+def test_masked_data_is_trained_and_evaluated(small_model, windows):
+    model = small_model("dynsiha")
+    data = _Masked(windows)
+    before = evaluate(model, data, batches=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    fit(model, data, optimizer, steps=8)
+    assert evaluate(model, data, batches=2) < before
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_evaluations_are_logged_where_they_are_due_and_change_nothing(
+    resumed, small_model, windows, tmp_path
+):
+    seen, heard = [], []
+
+    def evaluation(model):
+        model.eval()
+        seen.append(evaluate(model, windows, batches=1))
+        return {"eval_loss": seen[-1], "eval_accuracy": 0.5}
+
+    def heed(step, rows):
+        heard.append((step, [row["layer"] for row in rows]))
+
+    options = {"evaluation": evaluation, "evaluate_every": 2, "log_every": 3, "on_log": heed}
+    if resumed:
+        with pytest.raises(_CutOff):
+            _run(small_model, windows, out=tmp_path, cut_after=5, **options)
+        seen.clear(), heard.clear()
+    evaluated, _, _ = _run(small_model, windows, out=tmp_path, resume=resumed, **options)
+    plain, _, _ = _run(small_model, windows, out=tmp_path / "plain")
+    assert all(map(torch.equal, evaluated.parameters(), plain.parameters()))
+    log = read_log(tmp_path)
+    steps = log[log.layer == ""].set_index("step")
+    assert steps.index.tolist() == [2, 3, 4, 6, 7]
+    assert steps.eval_loss.dropna().index.tolist() == [2, 4, 6, 7]
+    assert steps.eval_loss[7] == seen[-1]
+    assert [step for step, _ in heard] == ([4, 6, 7] if resumed else [2, 3, 4, 6, 7])
+    assert all(layers[0] == "" and len(layers) == 7 for _, layers in heard)
+
+
+def test_looking_less_often_trains_the_same_and_still_finds_what_breaks(small_model, windows):
+    weights = []
+    for check_every in (1, 4):
+        model, _, result = _run(small_model, windows, out=None, check_every=check_every)
+        assert math.isfinite(result.main)
+        weights.append(model.model.logits.weight)
+    assert torch.equal(*weights)
+    model = small_model("dynsiha")
+    with torch.no_grad():
+        model.logits.weight[0, 0] = torch.nan
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(FloatingPointError, match="step 3: loss nan"):
+        fit(model, windows, optimizer, steps=9, check_every=3)
+
+
+def test_batches_come_in_order(windows):
+    drawn = [batch[0] for batch in drawn_batches(windows, 2, 4, torch.device("cpu"))]
+    assert all(map(torch.equal, drawn, (windows.draw(n)[0] for n in (2, 3, 4))))
+    assert list(drawn_batches(windows, 2, 1, torch.device("cpu"))) == []

@@ -1,0 +1,133 @@
+"""From a request to the cases of suite ``quality``: one training each. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dynbench.harness.case import Case, Value
+from dynbench.suites.quality.defaults import DEFAULTS, TASKS, Defaults
+from dynbench.suites.quality.variants import canonical_variant
+from dynbench.suites.settings import FORCED_BLOCKS, SMALLEST_BLOCK, sparse_settings
+from dynbench.suites.shapes import Shape, UsageError, unknown
+from dynbench.suites.sparsity import solve_top_n
+
+if TYPE_CHECKING:
+    from dynbench.suites.catalog import ProviderInfo
+    from dynbench.suites.plan import PlanOptions
+
+PASS = "train_step"
+TIMER = "wall"
+
+
+def quality_cases(options: PlanOptions, providers: Mapping[str, ProviderInfo]) -> list[Case]:
+    """The trainings of a request: short sequences first, one seed of all before the next seed.
+
+    Raises UsageError for what no training could be.
+    """
+    base = DEFAULTS[options.device]
+    seeds = options.seeds or (options.seed,)
+    _check(options, seeds)
+    variants = [canonical_variant(text) for text in options.variants] or [""]
+    cases = {
+        case.case_id: case
+        for shape, seq_len, task, seed, (name, info), variant in itertools.product(
+            options.shapes or (base.shape,),
+            options.seq_lens,
+            options.tasks or base.tasks,
+            seeds,
+            providers.items(),
+            dict.fromkeys(variants),
+        )
+        for settings in _settings(options, base, shape, seq_len, info)
+        for case in [
+            Case(
+                suite="quality",
+                provider=name,
+                pass_=PASS,
+                device=options.device,
+                dtype=options.dtype or ("float32" if options.device == "cpu" else "bfloat16"),
+                timer=TIMER,
+                workload=_workload(options, base, shape, seq_len, task, seed),
+                settings=settings | ({"variant": variant} if variant else {}),
+            )
+        ]
+    }
+    return list(cases.values())
+
+
+def block_size_of(options: PlanOptions) -> int:
+    """Tokens in a selection block."""
+    return options.block_size or DEFAULTS[options.device].block_size
+
+
+def _check(options: PlanOptions, seeds: Sequence[int]) -> None:
+    if min(seeds) < 0:
+        raise UsageError(f"seed={min(seeds)}: must be at least 0, since batches are drawn by it")
+    for task in options.tasks or ():
+        if task not in TASKS:
+            raise UsageError(unknown("task", task, list(TASKS)))
+    if options.timer not in (None, TIMER):
+        raise UsageError(f"--timer {options.timer}: a training is timed by the host: --timer wall")
+    if any(pass_ != PASS for pass_ in options.passes or ()):
+        raise UsageError(f"--pass: suite quality has one: {PASS}")
+    if min(options.seq_lens) < 2:
+        raise UsageError(f"seq_lens={min(options.seq_lens)}: a next character needs at least 2")
+    block = block_size_of(options)
+    if block % SMALLEST_BLOCK:
+        raise UsageError(
+            f"block_size={block}: must be a multiple of {SMALLEST_BLOCK}, since the windows of nsa "
+            "start at every quarter of a block"
+        )
+
+
+def _workload(
+    options: PlanOptions, base: Defaults, shape: Shape, seq_len: int, task: str, seed: int
+) -> dict[str, Value]:
+    return {
+        "batch": options.batch or shape.batch,
+        "seq_len": seq_len,
+        "q_heads": shape.q_heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "model_dim": options.model_dim or shape.width,
+        "layers": options.layers or base.layers,
+        "task": task,
+        "train_steps": options.train_steps or base.train_steps,
+        "seed": seed,
+    }
+
+
+def _settings(
+    options: PlanOptions, base: Defaults, shape: Shape, seq_len: int, info: ProviderInfo
+) -> Iterator[dict[str, Value]]:
+    """How one provider attends: one entry per point of its axes."""
+    if info.computes == "dense":
+        yield {"lists": "dense"}
+        return
+    window, block_size = options.window or base.window, block_size_of(options)
+    branches = info.branches
+    if info.computes != "sliding":
+        branches = options.branches or info.branches
+    targets = (None,) if info.computes == "sliding" else options.sparsities or (None,)
+    axes = itertools.product(options.query_tiles or ("auto",), options.private_blocks or (2,))
+    for tile, private in [(1, 0)] if info.exact else axes:
+        for target in targets:
+            if target is None:
+                top_n = options.top_n or base.top_n
+            else:
+                keys = window if "sliding" in branches else 0
+                top_n = solve_top_n(seq_len, keys, target, block_size)
+            settings = sparse_settings(
+                info.computes,
+                shape.q_heads,
+                shape.kv_heads,
+                top_n=top_n,
+                window=window,
+                query_tile=tile,
+                private_blocks=min(private, top_n - FORCED_BLOCKS),
+                branches=branches,
+                block_size=block_size,
+            )
+            yield settings if target is None else settings | {"target_sparsity": target}

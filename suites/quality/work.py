@@ -1,0 +1,67 @@
+"""What a training costs in closed form, by the conventions of work.py. Imports no torch.
+
+A step is a forward and a backward pass of the whole model: matrix products of every weight with
+every token, three times, and the attention of each block. The optimizer, the evaluations,
+compression networks and auxiliary losses count nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dynbench.harness.case import Case
+from dynbench.harness.subject import Work
+from dynbench.suites.formwork import FormShape
+from dynbench.suites.quality.variants import variant_values
+from dynbench.suites.work import BACKWARD_FLOPS, FORWARD_FLOPS, attended_pairs, dense_pairs
+
+CHAR_VOCAB = 256
+_EXPERTS, _ACTIVE = 16, 2  # of the model's forms of experts
+_LINEAR_FLOPS = 6  # of a weight and a token, forward and backward
+_LEAST_STEP_S = {"cpu": 0.01, "cuda": 0.02}  # launching and bookkeeping, whatever the sizes
+_ID_BYTES, _WEIGHT_BYTES = 16, 4  # of a character with its word, of a trained number
+
+
+def training_work(case: Case, parameters: int = 0) -> Work:
+    """Cost of the case's training: batches in, ``parameters`` trained numbers out."""
+    size = {name: int(value) for name, value in case.workload.items() if isinstance(value, int)}
+    steps, tokens = size["train_steps"], size["batch"] * size["seq_len"]
+    pair_flops = (FORWARD_FLOPS + BACKWARD_FLOPS) * size["q_heads"] * size["head_dim"]
+    of_pairs = steps * size["layers"] * size["batch"] * pair_flops
+    products = size["layers"] * block_products(case) + size["model_dim"] * CHAR_VOCAB
+    linear = steps * _LINEAR_FLOPS * tokens * products
+    moved = steps * tokens * _ID_BYTES + parameters * _WEIGHT_BYTES
+    return Work(
+        flops=linear + of_pairs * attended_pairs(size["seq_len"], case.settings),
+        bytes=moved,
+        dense_flops=linear + of_pairs * dense_pairs(size["seq_len"]),
+    )
+
+
+def block_products(case: Case) -> int:
+    """Weights of one block of the model that meet each token in a matrix product."""
+    variant = variant_values(str(case.settings.get("variant", "")))
+    name = case.provider.partition(":")[0]
+    heads = (int(case.workload[key]) for key in ("q_heads", "kv_heads", "head_dim"))
+    shape = FormShape(int(case.workload["model_dim"]), *heads)
+    gates = 3 * shape.q_heads if case.settings["lists"] != "dense" else 0
+    return _projections(name, shape, variant) + gates * shape.model_dim
+
+
+def least_training_s(case: Case) -> float | None:
+    """Fewest seconds that the case's training takes, whatever its FLOPs; None in other suites."""
+    if case.suite != "quality":
+        return None
+    return int(case.workload["train_steps"]) * _LEAST_STEP_S[case.device]
+
+
+def _projections(name: str, shape: FormShape, variant: Mapping[str, str]) -> int:
+    d = shape.model_dim
+    if name in ("flat", "recursive") or variant["form"] != "blocks":
+        experts = _ACTIVE * (shape.heads_weights + 2 * d * (4 * d // _ACTIVE))
+        return experts + 2 * _EXPERTS * d  # two routers
+    synthesised = name in ("dynsiha", "dynnsiha") and variant["synthesis"] == "sbl"
+    attention = (2 if synthesised else 1) * shape.heads_weights
+    if variant["feed_forward"] == "moie":
+        return attention + 2 * 2 * 4 * d * d
+    return attention + 3 * d * 64 * -(-8 * d // (3 * 64))
