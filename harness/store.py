@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dynbench.harness.curves import CURVES_FOLDER
 from dynbench.harness.rowfiles import (
     Row,
     StoreError,
@@ -323,7 +324,7 @@ def _sources(path: Path) -> Iterator[Path]:
         yield path
         return
     for folder, subfolders, files in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if name != PROFILES_FOLDER)
+        subfolders[:] = sorted(set(subfolders) - {PROFILES_FOLDER, CURVES_FOLDER})
         if {RUN_FILE, JOURNAL_FILE, PARQUET_FILE} & set(files):
             yield Path(folder)
         for name in sorted(files):
