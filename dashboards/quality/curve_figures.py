@@ -239,7 +239,7 @@ def _band(curve: Curve, scale: float, limit: int | None, suffix: str) -> Trace |
         "y": [*high, *reversed(low)],
         "mode": "lines",
         "fill": "toself",
-        "fillcolor": translucent(curve.config.line.style.colour, 0.18),
+        "fillcolor": translucent(curve.config.line.style.colour, 0.14),
         "line": {"width": 0},
         "hoverinfo": "skip",
         "showlegend": False,

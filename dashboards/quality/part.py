@@ -90,7 +90,8 @@ def quality_part(
         first=first,
         answer=answer,
         close=group.measure.close_text,
-        reference="dense attention" if group.dense else "exact lists of the same settings",
+        reference=f"the {group.measure.noun} of "
+        + ("dense attention" if group.dense else "exact lists of the same settings"),
         overview=block_of(overview, f"{key}-overview-table"),
         sections=sections,
         notes=_notes(group, len(configs), complete),

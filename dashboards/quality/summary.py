@@ -52,6 +52,12 @@ def task_text(group: QualityGroup) -> str:
     return f"{task}{at}{f', {steps} steps' if steps else ''}"
 
 
+def _subject(group: QualityGroup) -> str:
+    """The task as a headline begins with it."""
+    text = task_text(group)
+    return text[0].upper() + text[1:]
+
+
 def _told_gap(group: QualityGroup, config: Config) -> Gap:
     held = reference_gap(group, config)
     assert held is not None  # best_by_lists has none without
@@ -110,7 +116,7 @@ def _headline(group: QualityGroup, config: Config, held: Gap) -> str:
     seeds = count_text(held.own.seeds, "seed")
     left_out = config.mean("sparsity")
     at = "" if left_out is None else f" with {percent_text(left_out)} of the pairs left out"
-    return f"{task_text(group)}: {name} {words}{at}: {held.text} ({seeds})"
+    return f"{_subject(group)}: {name} {words}{at}: {held.text} ({seeds})"
 
 
 def _sentences(group: QualityGroup, config: Config, held: Gap) -> list[str]:
@@ -221,8 +227,8 @@ def _headline_without(group: QualityGroup) -> str:
     counts = status_counts(group.facet)
     if not group.configs:
         told = ", ".join(f"{count} {label_text(status)}" for status, count in counts.items())
-        return f"{task_text(group)}: no training has a number ({told})"
-    return f"{task_text(group)}: {count_text(len(group.configs), 'configuration')} trained"
+        return f"{_subject(group)}: no training has a number ({told})"
+    return f"{_subject(group)}: {count_text(len(group.configs), 'configuration')} trained"
 
 
 def _why_nothing(group: QualityGroup) -> list[str]:

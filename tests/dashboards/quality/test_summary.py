@@ -72,7 +72,7 @@ def test_kinds_of_lists_have_cards_of_their_own(text_rows: list[dict]) -> None:
     assert "Parameters: 1.31 M against 1.2 M of sdpa" in hybrid
     assert "Basis: 3 seeds against 3 of sdpa, 4096 held-out answers each" in hybrid
     assert re.search(r"leaves out [\d.]+ % of the pairs", hybrid)
-    assert first.headline.startswith("text at 1k tokens, 400 steps: dynnsiha (")
+    assert first.headline.startswith("Text at 1k tokens, 400 steps: dynnsiha (")
 
 
 def test_without_dense_attention_exact_lists_are_the_reference(training: Build) -> None:
