@@ -46,6 +46,7 @@ RUN_FILE = "run.json"
 JOURNAL_FILE = "rows.jsonl"
 PARQUET_FILE = "rows.parquet"
 PROFILES_FOLDER = "profiles"  # beside the rows; what lies there has a schema of its own
+_NO_ROWS = (PROFILES_FOLDER, CURVES_FOLDER)
 
 _OTHER_QUICK = {
     False: "this run was made with --quick; add it, or leave --resume out",
@@ -324,7 +325,7 @@ def _sources(path: Path) -> Iterator[Path]:
         yield path
         return
     for folder, subfolders, files in os.walk(path):
-        subfolders[:] = sorted(set(subfolders) - {PROFILES_FOLDER, CURVES_FOLDER})
+        subfolders[:] = sorted(name for name in subfolders if name not in _NO_ROWS)
         if {RUN_FILE, JOURNAL_FILE, PARQUET_FILE} & set(files):
             yield Path(folder)
         for name in sorted(files):

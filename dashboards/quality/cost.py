@@ -1,7 +1,7 @@
 """What a configuration's quality costs in time: latencies measured elsewhere in the same report.
 
 A configuration takes the latency of rows of another suite that have its provider, lists and
-settings; where too few have one, the time of its own training steps.
+settings; where too few have one, the time of its own training over its steps.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def costs_of(group: QualityGroup, plain: pd.DataFrame, limit: int = MAX_COSTS) -
     """The workloads that most configurations of the group have a latency for.
 
     Of each facet and pass the longest length, the group's own machine first. Without any it is the
-    time of a training step, where that was recorded.
+    time of the trainings over their steps, where that was recorded.
     """
     found = _measured_costs(group, plain)
     return found[:limit] or _step_costs(group)
@@ -136,25 +136,32 @@ def _timings(rows: pd.DataFrame, wanted: Mapping[str, list[int]]) -> dict[int, T
 
 
 def _step_costs(group: QualityGroup) -> list[Cost]:
-    """The time of a training step: the mean over seeds, with the least and the largest of them."""
+    """The training's time over its steps: the mean over seeds, the least and the largest of them.
+
+    A row's latency is that of the whole training.
+    """
+    steps = frames.number(group.facet.rows["train_steps"].iloc[0])
+    if not steps:
+        return []
     timings: dict[int, Timing] = {}
     for config in group.configs:
         held = config.estimates.get("latency_ms")
         if held is not None and held.mean > 0:
             several = held.seeds > 1
             timings[config.number] = Timing(
-                held.mean,
-                min(held.values) if several else None,
-                max(held.values) if several else None,
+                held.mean / steps,
+                min(held.values) / steps if several else None,
+                max(held.values) / steps if several else None,
                 held.seeds,
             )
     if len(timings) < FEWEST:
         return []
     note = (
         "No other rows of this report have the settings of two configurations, so this is the time "
-        "of a training step of these very runs, the bar from the fastest seed to the slowest."
+        "of these very trainings over their steps, the bar from the fastest seed to the slowest."
     )
-    return [Cost("Training step of these runs", note, "time of a training step (ms)", timings)]
+    title = "Time of these trainings over their steps"
+    return [Cost(title, note, "training time a step (ms)", timings)]
 
 
 def _settings_of(config: Config) -> str:

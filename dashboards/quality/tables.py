@@ -43,7 +43,7 @@ def overview_table(group: QualityGroup, configs: Sequence[Config]) -> Table | No
         "parameters",
         *_SHARES.values(),
         *_GATES.values(),
-        "training step (ms)",
+        "training (s)",
         "answers asked",
     ]
     rows = {config.number: _overview_row(group, config) for config in configs}
@@ -110,6 +110,8 @@ def _overview_row(group: QualityGroup, config: Config) -> tuple[str, ...]:
     measures = group.measures
     reference, exact = reference_of(group, config), group.exact_for(config)
     dense = reference if reference is group.dense else None
+    whole_ms = config.mean("latency_ms")
+    seconds = None if whole_ms is None else whole_ms / 1000
     seeds = max(held.seeds for held in config.estimates.values())
     return (
         str(seeds),
@@ -121,7 +123,7 @@ def _overview_row(group: QualityGroup, config: Config) -> tuple[str, ...]:
         count_in_words(config.parameters),
         *(estimate_text(config.estimates.get(name), percent_text) for name in _SHARES),
         *(estimate_text(config.estimates.get(name), number_text) for name in _GATES),
-        number_text(config.mean("latency_ms")),
+        number_text(seconds),
         whole_text(config.eval_count),
     )
 

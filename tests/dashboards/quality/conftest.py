@@ -84,7 +84,7 @@ def _reached(row: Row) -> Row:
     values: Row = {
         "attended_share": share,
         "sparsity": 1 - share,
-        "latency_ms": 20 + 14 * share + noise.random(),
+        "latency_ms": 400 * (20 + 14 * share + noise.random()),
         "peak_memory_bytes": 300_000_000,
         "eval_loss": loss if row["task"] == "text" else 3 * penalty + abs(noise.gauss(0, 0.01)),
         "eval_accuracy": 0.52 - penalty / 3 if row["task"] == "text" else min(1.0, right),
