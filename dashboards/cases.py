@@ -12,10 +12,17 @@ from typing import Any
 
 import pandas as pd
 
+from dynbench.dashboards.frame import QUALITY_SUITE
 from dynbench.dashboards.labels import shape_text, value_text
 from dynbench.dashboards.model import Facet, Line
 from dynbench.dashboards.samples import SAMPLE_COLUMNS, numbers_of, short
-from dynbench.dashboards.text import cell_text, command_text, visible_lines
+from dynbench.dashboards.text import (
+    cell_text,
+    command_text,
+    label_text,
+    length_text,
+    visible_lines,
+)
 from dynbench.harness.schema import COLUMNS, SECTIONS
 
 DETAILS_CHARS = 4000
@@ -106,13 +113,21 @@ def tile_text(line: Line) -> str:
 
 
 def facts_of(facet: Facet, machine: str) -> dict[str, str]:
-    """What the page's filters ask of a facet. ``machine`` is its name in the report."""
+    """What the page's filters ask of a facet. ``machine`` is its name in the report.
+
+    Task and length are asked of trainings alone: elsewhere the length varies within a figure.
+    """
     first = {str(name): value for name, value in facet.rows.iloc[0].items()}
+    trained = {
+        "task": label_text(first["task"]) or "not recorded",
+        "length": length_text(first["seq_len"]) or "not recorded",
+    }
     return {
         "machine": machine,
         "suite": value_text(first["suite"]),
         "shape": shape_text(first),
         "dtype": value_text(first["dtype"]),
+        **(trained if first["suite"] == QUALITY_SUITE else {}),
     }
 
 

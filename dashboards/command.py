@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dynbench.dashboards.change import Changes
     from dynbench.dashboards.live import LiveRows
+    from dynbench.dashboards.quality.curves import Curves
 
 PAGE_FILE, SITE_FOLDER, FIGURES_FOLDER = "report.html", "site", "figures"
 
@@ -61,17 +62,20 @@ def write(
 
     Raises ReportError where a file or the figures cannot be written.
     """
+    from dynbench.dashboards.quality.curves import read_curves_below
     from dynbench.dashboards.report import write_report
     from dynbench.dashboards.site import write_site
 
     place = target(paths, options)
     profiles, unread = read_profiles(paths)
+    curves, torn = read_curves_below(paths)
     asked: dict[str, Any] = {
         "baseline": options.baseline,
-        "problems": [*problems, *unread],
+        "problems": [*problems, *unread, *torn],
         "history": options.history,
         "changes": changes,
         "profiles": profiles,
+        "curves": curves,
     }
     try:
         if options.site:
@@ -80,7 +84,7 @@ def write(
             written = write_report(frame, place, **asked)
         if not options.figures:
             return [written]
-        return [written, _figures(frame, written.parent, options, changes)]
+        return [written, _figures(frame, written.parent, options, changes, curves)]
     except OSError as error:
         raise ReportError(f"--out {place}: {error.strerror}; name another file") from None
 
@@ -108,16 +112,23 @@ def live_rows(path: Path) -> LiveRows:
 
 
 def _figures(
-    frame: pd.DataFrame, beside: Path, options: ReportOptions, changes: Changes | None
+    frame: pd.DataFrame,
+    beside: Path,
+    options: ReportOptions,
+    changes: Changes | None,
+    curves: Curves,
 ) -> Path:
     from dynbench.dashboards import frame as frames
-    from dynbench.dashboards.export import export_figures, figures_of
+    from dynbench.dashboards.export import export_figures, figures_of, quality_figures_of
     from dynbench.dashboards.history import build_history
     from dynbench.dashboards.model import facets_of
+    from dynbench.dashboards.quality.model import quality_groups
 
     plain = frames.prepare(frame)
     history = build_history(plain) if options.history else None
     named = list(figures_of(facets_of(plain, options.baseline), history, changes))
+    groups = quality_groups(plain, options.baseline)
+    named += quality_figures_of(groups, plain, curves)
     export_figures(named, beside / FIGURES_FOLDER)
     return beside / FIGURES_FOLDER
 

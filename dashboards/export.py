@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from dynbench.dashboards import theme
@@ -18,6 +19,9 @@ from dynbench.dashboards.figures.history import history_figure
 from dynbench.dashboards.history import HistoryGroup
 from dynbench.dashboards.labels import facet_titles
 from dynbench.dashboards.model import Facet
+from dynbench.dashboards.quality.curves import Curves
+from dynbench.dashboards.quality.model import QualityGroup
+from dynbench.dashboards.quality.part import quality_figures
 from dynbench.dashboards.selection import drawn
 from dynbench.dashboards.views import views
 
@@ -84,6 +88,17 @@ def figures_of(
     changed = None if changes is None else change_figure(changes)
     if changed is not None:
         yield _name(names, "two-runs", "change"), alone(changed)
+
+
+def quality_figures_of(
+    groups: Sequence[QualityGroup], plain: pd.DataFrame, curves: Curves
+) -> Iterator[tuple[str, go.Figure]]:
+    """The same of the groups of suite ``quality``."""
+    firsts = [{str(k): v for k, v in group.facet.rows.iloc[0].items()} for group in groups]
+    names: set[str] = set()
+    for group, title in zip(groups, facet_titles(firsts), strict=True):
+        for view, heading, figure in quality_figures(group, plain, curves):
+            yield _name(names, title, view, heading), alone(figure)
 
 
 def alone(figure: go.Figure) -> go.Figure:

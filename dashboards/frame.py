@@ -54,10 +54,14 @@ LINE_COLUMNS = (
     "compress_stride",
     "init_blocks",
     "local_blocks",
+    "variant",
     "backend",
     "provider_version",
 )
 """Within a facet and pass, rows that differ in one of these never share a line."""
+
+QUALITY_SUITE = "quality"
+"""Its rows tell what a training reaches: the figures of speed leave them out."""
 
 DEFAULT_BASELINES = ("sdpa", "flash", "flex")
 """Where no baseline is asked for, the first of these that a facet has numbers of."""
@@ -101,8 +105,8 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
 
     Numbers become float64 (missing: NaN), truth values and text become text (missing: ""), lists
     of numbers stay as they are. The columns ``facet`` and ``line`` number the groups from 0 in the
-    order of their first row; ``length`` is ``seq_len`` with -1 for none, and ``key_top_n`` is
-    ``top_n`` except where ``--sparsity`` solved it.
+    order of their first row (-1 in rows of suite ``quality``); ``length`` is ``seq_len`` with -1
+    for none, and ``key_top_n`` is ``top_n`` except where ``--sparsity`` solved it.
     """
     plain = pd.DataFrame(
         {name: _plain_column(frame, name, column.kind) for name, column in COLUMNS.items()},
@@ -110,7 +114,9 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     )
     plain["key_top_n"] = plain["top_n"].where(plain["target_sparsity"].isna())
     plain["length"] = plain["seq_len"].fillna(-1.0)
-    plain["facet"] = _group_numbers(plain, FACET_COLUMNS)
+    quality = plain["suite"] == QUALITY_SUITE
+    plain["facet"] = _group_numbers(plain[~quality], FACET_COLUMNS).reindex(plain.index)
+    plain["facet"] = plain["facet"].fillna(-1).astype("int64")
     keys = [_key(name) for name in LINE_COLUMNS]
     for late in ("backend", "provider_version"):  # rows that failed before these were known
         others = [
@@ -118,9 +124,15 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
             "pass",
             *(key for key in keys if key not in ("backend", "provider_version")),
         ]
-        plain[late] = _fill_where_unique(plain, late, others)
+        plain[late] = plain[late].where(quality, _fill_where_unique(plain, late, others))
     plain["line"] = _group_numbers(plain, ("facet", "pass", *keys))
+    plain.loc[quality, "line"] = -1
     return plain
+
+
+def of_speed(plain: pd.DataFrame) -> pd.DataFrame:
+    """The rows that stand in a facet: all but those of suite ``quality``."""
+    return plain[plain["facet"] >= 0]
 
 
 def baselines(plain: pd.DataFrame, asked: str | None) -> dict[int, str]:
@@ -194,7 +206,8 @@ def with_speedups(rows: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame
 
 
 def measured(plain: pd.DataFrame) -> pd.DataFrame:
-    """The ``ok`` rows that have a length and a latency."""
+    """The ``ok`` rows of speed that have a length and a latency."""
+    plain = of_speed(plain)
     ok = (plain["status"] == "ok") & (plain["length"] > 0) & (plain["latency_ms"] > 0)
     return plain[ok]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from dynbench.dashboards.frame import FACET_COLUMNS, LINE_COLUMNS, distinct
-from dynbench.dashboards.text import branches_text, label_text, plain_text
+from dynbench.dashboards.frame import FACET_COLUMNS, LINE_COLUMNS, QUALITY_SUITE, distinct
+from dynbench.dashboards.text import branches_text, label_text, length_text, plain_text
 from dynbench.dashboards.theme import base_name
 
 _PROVIDER_ORDER = ("sdpa", "flash", "flex", "nsa", "fla", "dynsiha", "dynnsiha")
@@ -26,6 +26,7 @@ _SPOKEN = {
     "provider_version": "{}",
     "query_tile": "R={}",
     "private_blocks": "m={}",
+    "variant": "{}",
 }
 _TITLE_COLUMNS = {  # facet columns that a title names only where they differ
     "inputs": "{} inputs",
@@ -58,8 +59,8 @@ def line_labels(records: list[dict[str, Any]]) -> dict[int, str]:
     ``records`` hold ``line``, ``pass`` and the columns of LINE_COLUMNS, one per line.
 
     Block lists are always named where they are not dense and the provider has several kinds, or is
-    not plain NSA, and branches where one is left out; other settings are named where they differ
-    between the provider's lines.
+    not plain NSA, branches where one is left out, and what an ablation changed; other settings are
+    named where they differ between the provider's lines.
     """
     by_provider: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -158,10 +159,24 @@ def _short_title(first: Mapping[str, Any]) -> str:
     parts = (
         machine_text(first),
         label_text(first["suite"]),
+        *(_training_title(first) if first["suite"] == QUALITY_SUITE else ()),
         shape_text(first),
         label_text(first["dtype"]),
     )
     return " · ".join(part for part in parts if part)
+
+
+def _training_title(first: Mapping[str, Any]) -> tuple[str, ...]:
+    """What keeps trainings apart: task, length, steps and size."""
+    length = length_text(None if pd.isna(first["seq_len"]) else float(first["seq_len"]))
+    steps, layers, width = (value_text(first[n]) for n in ("train_steps", "layers", "model_dim"))
+    size = " of ".join(part for part in (f"{layers} layers" if layers else "", width) if part)
+    return (
+        label_text(first["task"]),
+        f"{length} tokens" if length else "",
+        f"{steps} steps" if steps else "",
+        size,
+    )
 
 
 def _differences(first: Mapping[str, Any], varying: set[str]) -> list[str]:
@@ -208,7 +223,7 @@ def _label(record: Mapping[str, Any], kinds: int, varying: set[str]) -> str:
     for name, words in _SPOKEN.items():
         shown = _setting_text(record, name)
         told = name in in_lists or (name == "top_n" and asked)
-        if shown and name in varying and not told:
+        if shown and (name in varying or name == "variant") and not told:
             parts.append(words.format(shown))
     return label_text(" · ".join(parts))
 

@@ -16,7 +16,10 @@ from dynbench.dashboards.figures.memory import memory_figure
 from dynbench.dashboards.figures.speedup import speedup_figure
 from dynbench.dashboards.labels import facet_titles
 from dynbench.dashboards.model import Facet, facets_of
-from dynbench.dashboards.selection import drawn
+from dynbench.dashboards.quality.figures import share_figure
+from dynbench.dashboards.quality.model import QualityGroup, drawn_configs, quality_groups
+from dynbench.dashboards.quality.summary import first_screen as quality_screen
+from dynbench.dashboards.selection import MAX_LINES, drawn
 from dynbench.dashboards.summary import first_screen, status_counts
 from dynbench.dashboards.text import (
     cell_text,
@@ -69,22 +72,24 @@ def live_state(rows: LiveRows, chosen: int | None = None, baseline: str | None =
         waiting = "Waiting for a run: dynbench run starts one"
         return LiveState(waiting, "", (), 0, (), ())
     plain = frames.prepare(rows.frame)
-    facets = facets_of(plain, baseline)
+    of_speed, groups = facets_of(plain, baseline), quality_groups(plain, baseline)
+    facets = [*of_speed, *(group.facet for group in groups)]
     firsts = [{str(k): v for k, v in facet.rows.iloc[0].items()} for facet in facets]
     if not facets:
         return LiveState("No row yet", _progress(rows, {}), (), 0, (), ())
-    newest = int(plain["facet"].iloc[-1])
+    newest = next(at for at, facet in enumerate(facets) if plain.index[-1] in facet.rows.index)
     place = chosen if chosen is not None and 0 <= chosen < len(facets) else newest
     counts: dict[str, int] = {}
     for facet in facets:
         for status, count in status_counts(facet).items():
             counts[status] = counts.get(status, 0) + count
+    group = groups[place - len(of_speed)] if place >= len(of_speed) else None
     return LiveState(
-        headline=first_screen(facets[place]).headline,
+        headline=(quality_screen(group) if group else first_screen(facets[place])).headline,
         progress=_progress(rows, counts),
         titles=facet_titles(firsts),
         chosen=place,
-        figures=_figures(facets[place]),
+        figures=_quality_figures(group) if group else _figures(facets[place]),
         rows=[_row(row) for row in plain.tail(NEWEST_ROWS)[::-1].to_dict("records")],
     )
 
@@ -172,6 +177,16 @@ def _figures(facet: Facet) -> list[tuple[str, Any]]:
             if figure is not None:
                 wide = alone(figure).update_layout(width=None)
                 found.append((f"{title}, {panel.title.lower()}. {direction}", wide))
+    return found
+
+
+def _quality_figures(group: QualityGroup) -> list[tuple[str, Any]]:
+    found = []
+    for measure in group.measures:
+        figure = share_figure(group, drawn_configs(group, MAX_LINES), measure)
+        if figure is not None:
+            title = f"{measure.title} over the attended share. {measure.direction}"
+            found.append((title, alone(figure).update_layout(width=None)))
     return found
 
 

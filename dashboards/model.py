@@ -157,6 +157,7 @@ def build_facets(frame: pd.DataFrame, baseline: str | None) -> list[Facet]:
 
 def facets_of(plain: pd.DataFrame, asked: str | None) -> list[Facet]:
     """``build_facets`` of rows that ``frame.prepare`` has prepared."""
+    plain = frames.of_speed(plain)
     if plain.empty:
         return []
     baselines = frames.baselines(plain, asked)

@@ -8,7 +8,7 @@ content security policy allows the page's own two scripts by their hashes and no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,10 @@ from dynbench.dashboards.labels import facet_titles, machine_names
 from dynbench.dashboards.model import Facet
 from dynbench.dashboards.parts import Block, Part, change_part, facet_part, history_part
 from dynbench.dashboards.profiles import ProfileView, profile_views
+from dynbench.dashboards.quality.curves import Curves
+from dynbench.dashboards.quality.model import QualityGroup, quality_groups
+from dynbench.dashboards.quality.part import quality_part
+from dynbench.dashboards.quality.views import PAGE
 from dynbench.dashboards.selection import SAMPLED_ROWS, rows_that_matter
 from dynbench.dashboards.summary import importance
 from dynbench.dashboards.text import cell_text
@@ -45,6 +49,18 @@ WHOLE_ROWS = 10_000
 FIGURES_BYTES = 2_000_000
 """Packed figures of a page; comparisons beyond, those that matter least, come without them."""
 
+QUALITY_FIGURES_BYTES = 1_500_000
+"""The same of the groups of suite ``quality``, whose curves are thinned to begin with."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The trainings of a report: their groups, their curves, and all rows, for latencies."""
+
+    groups: Sequence[QualityGroup] = ()
+    curves: Curves = field(default_factory=dict)
+    plain: pd.DataFrame = field(default_factory=pd.DataFrame)
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -55,6 +71,7 @@ class Shown:
     history: Sequence[HistoryGroup] | None = None
     changes: Changes | None = None
     profiles: Sequence[ProfileView] = ()
+    quality: Quality = field(default_factory=Quality)
 
 
 def shown_of(
@@ -64,14 +81,17 @@ def shown_of(
     history: bool,
     changes: Changes | None,
     profiles: Sequence[Mapping[str, Any]] = (),
+    baseline: str | None = None,
+    curves: Curves | None = None,
 ) -> Shown:
-    """What a page of these prepared rows says beside its parts."""
+    """What a page of these prepared rows says beside its comparisons."""
     return Shown(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         problems=problems,
         history=build_history(plain) if history else None,
         changes=None if changes is None else placed(changes, plain),
         profiles=profile_views(profiles, plain.get("case_id", ())),
+        quality=Quality(quality_groups(plain, baseline), curves or {}, plain),
     )
 
 
@@ -120,23 +140,39 @@ def filled(
 
 def page_parts(facets: Sequence[Facet], shown: Shown) -> list[Part]:
     """All parts, with what fits into one page: see ``WHOLE_ROWS`` and ``FIGURES_BYTES``."""
-    rows = sum(len(facet.rows) for facet in facets)
-    titled = sorted(titled_facets(facets), key=lambda held: importance(held[0]), reverse=True)
-    sampled = rows_that_matter([facet for facet, *_ in titled], SAMPLED_ROWS)
+    groups = shown.quality.groups
+    titled = titled_facets([*facets, *(group.facet for group in groups)])
+    of_speed, of_quality = titled[: len(facets)], titled[len(facets) :]
+    of_speed.sort(key=lambda held: importance(held[0]), reverse=True)
+    rows = sum(len(facet.rows) for facet, *_ in titled)
+    sampled = rows_that_matter([facet for facet, *_ in of_speed], SAMPLED_ROWS)
+    newest = [case for group in groups for config in group.configs for case in config.cases[-1:]]
+    sampled |= set(newest[: SAMPLED_ROWS - len(sampled)])
+    whole = None if rows <= WHOLE_ROWS else sampled
     parts: dict[int, Part] = {}
     figures_bytes = 0
-    for facet, title, facts in titled:
-        part = facet_part(
-            facet,
-            title,
-            facts,
-            whole=None if rows <= WHOLE_ROWS else sampled,
-            sampled=sampled,
-            complete=figures_bytes < FIGURES_BYTES,
-        )
+    for facet, title, facts in of_speed:
+        complete = figures_bytes < FIGURES_BYTES
+        part = facet_part(facet, title, facts, whole=whole, sampled=sampled, complete=complete)
         figures_bytes += len(part.data["figures"])
         parts[facet.number] = part
-    return [*extra_parts(shown), *(parts[facet.number] for facet in facets)]
+    quality: list[Part] = []
+    figures_bytes = 0
+    for group, (_, title, facts) in zip(groups, of_quality, strict=True):
+        part = quality_part(
+            group,
+            title,
+            facts,
+            shown.quality.plain,
+            shown.quality.curves,
+            whole=whole,
+            sampled=sampled,
+            detail=PAGE,
+            complete=figures_bytes < QUALITY_FIGURES_BYTES,
+        )
+        figures_bytes += len(part.data["figures"])
+        quality.append(part)
+    return [*extra_parts(shown), *(parts[facet.number] for facet in facets), *quality]
 
 
 def extra_parts(shown: Shown) -> list[Part]:
@@ -153,11 +189,19 @@ def titled_facets(facets: Sequence[Facet]) -> list[tuple[Facet, str, Mapping[str
 
 
 def chosen_part(parts: Sequence[Part]) -> Part | None:
-    """What shows at first: two runs or a history that were asked for, else the richest answer."""
+    """What shows at first: two runs or a history that were asked for, else the richest answer.
+
+    Of answers, one about speed comes before one about quality.
+    """
     leading = next((part for part in parts if part.leads), None)
     return leading or max(
         parts,
-        key=lambda part: (part.complete, part.answered, part.counts.get("ok", 0)),
+        key=lambda part: (
+            part.complete,
+            part.answered,
+            "task" not in part.facts,
+            part.counts.get("ok", 0),
+        ),
         default=None,
     )
 

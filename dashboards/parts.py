@@ -120,7 +120,7 @@ class Part:
 
 
 @dataclass
-class _Drawn:
+class Drawn:
     """The figures of a part, in the order in which its slots count them."""
 
     key: str
@@ -184,7 +184,7 @@ def facet_part(
     samples; without ``complete`` it has its words and its cases alone, neither figures nor tables.
     """
     key = f"f{facet.number}"
-    made = _Drawn(key)
+    made = Drawn(key)
     first = first_screen(facet)
     answer = made.slot(
         "answer",
@@ -245,7 +245,7 @@ def facet_part(
 
 def history_part(groups: Sequence[HistoryGroup]) -> Part:
     """The part with every case over commits; without any it says so."""
-    made = _Drawn("history")
+    made = Drawn("history")
     sections = []
     for place, group in enumerate(groups):
         slots = tuple(
@@ -268,7 +268,7 @@ def history_part(groups: Sequence[HistoryGroup]) -> Part:
 
 def change_part(changes: Changes) -> Part:
     """The part with two runs against each other."""
-    made = _Drawn("change")
+    made = Drawn("change")
     slot = made.slot(
         "cases",
         0,
@@ -300,7 +300,7 @@ def _plain_part(
     key: str,
     title: str,
     headline: str,
-    made: _Drawn,
+    made: Drawn,
     sections: Sequence[Section],
     homes: Mapping[int, int],
     notes: Sequence[str] = (),
@@ -326,7 +326,7 @@ def _plain_part(
     )
 
 
-def _section(facet: Facet, view: View, made: _Drawn) -> Section:
+def _section(facet: Facet, view: View, made: Drawn) -> Section:
     slots = tuple(
         made.slot(
             view.key,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dynbench.dashboards.change import Changes
+    from dynbench.dashboards.quality.curves import Curves
 
 
 def write_report(
@@ -22,6 +23,7 @@ def write_report(
     history: bool = False,
     changes: Changes | None = None,
     profiles: Sequence[Mapping[str, Any]] = (),
+    curves: Curves | None = None,
 ) -> Path:
     """Write the rows of ``frame`` as a self-contained page to ``path`` and return ``path``.
 
@@ -34,6 +36,7 @@ def write_report(
         history: whether the page has the latencies over commits, too.
         changes: two runs to compare, which then lead the page.
         profiles: rows of profiles; those of cases in the frame are shown.
+        curves: training curves of rows of suite ``quality``, by ``run_id`` and ``case_id``.
 
     Raises:
         OSError: the file cannot be written.
@@ -43,7 +46,15 @@ def write_report(
     from dynbench.dashboards.page import render, shown_of
 
     plain = frames.prepare(frame)
-    shown = shown_of(plain, problems=problems, history=history, changes=changes, profiles=profiles)
+    shown = shown_of(
+        plain,
+        problems=problems,
+        history=history,
+        changes=changes,
+        profiles=profiles,
+        baseline=baseline,
+        curves=curves,
+    )
     write_text(Path(path), render(facets_of(plain, baseline), shown))
     return Path(path)
 

@@ -33,6 +33,9 @@ from dynbench.dashboards.labels import commit_text
 from dynbench.dashboards.model import Facet, facets_of
 from dynbench.dashboards.page import Shown, extra_parts, filled, shown_of, titled_facets
 from dynbench.dashboards.parts import Part, facet_part
+from dynbench.dashboards.quality.curves import Curves
+from dynbench.dashboards.quality.model import QualityGroup
+from dynbench.dashboards.quality.part import quality_part
 from dynbench.dashboards.report import write_text
 from dynbench.dashboards.text import cell_text, command_text, count_text, label_text
 
@@ -78,6 +81,7 @@ def write_site(
     changes: Changes | None = None,
     commands: Mapping[str, str] | None = None,
     profiles: Sequence[Mapping[str, Any]] = (),
+    curves: Curves | None = None,
 ) -> Path:
     """Write the rows of ``frame`` as a site into ``folder`` and return its index.
 
@@ -86,18 +90,33 @@ def write_site(
     written.
     """
     plain = frames.prepare(frame)
-    shown = shown_of(plain, problems=problems, history=history, changes=changes, profiles=profiles)
+    shown = shown_of(
+        plain,
+        problems=problems,
+        history=history,
+        changes=changes,
+        profiles=profiles,
+        baseline=baseline,
+        curves=curves,
+    )
     folder = Path(folder)
     write_text(folder / PLOTLY_FILE, get_plotlyjs())
+    facets, groups = facets_of(plain, baseline), shown.quality.groups
+    group_of = {id(group.facet): group for group in groups}
     by_machine: dict[str, list[tuple[Facet, str, Mapping[str, str]]]] = {}
-    for titled in titled_facets(facets_of(plain, baseline)):
+    for titled in titled_facets([*facets, *(group.facet for group in groups)]):
         by_machine.setdefault(titled[2]["machine"], []).append(titled)
     pages: list[Page] = []
     for machine, held in by_machine.items():
         file = _file_name(machine, pages)
         parts = _extra_parts(folder, file.removesuffix(".html"), held, shown)
         for facet, title, facts in held:  # one by one: memory holds the data of one at a time
-            part = facet_part(facet, title, facts, whole=None, sampled=())
+            group = group_of.get(id(facet))
+            part = (
+                facet_part(facet, title, facts, whole=None, sampled=())
+                if group is None
+                else _quality_part(group, title, facts, shown)
+            )
             parts.append(_written(folder, part, _write_samples(folder, facet, part.key)))
         rows = sum(len(facet.rows) for facet, _, _ in held)
         runs = {run for facet, _, _ in held for run in facet.rows["run_id"]}
@@ -113,11 +132,17 @@ def write_site(
     return index
 
 
+def _quality_part(group: QualityGroup, title: str, facts: Mapping[str, str], shown: Shown) -> Part:
+    """The part of a group, its curves whole."""
+    of = shown.quality
+    return quality_part(group, title, facts, of.plain, of.curves, whole=None, sampled=())
+
+
 def _extra_parts(
     folder: Path, stem: str, held: Sequence[tuple[Facet, str, Any]], shown: Shown
 ) -> list[Part]:
     """The history of one machine, and the two runs where it has rows of them."""
-    numbers = {facet.number for facet, _, _ in held}
+    numbers = {facet.number for facet, _, facts in held if "task" not in facts}
     groups = [group for group in shown.history or () if numbers & set(group.facets)]
     changes = shown.changes
     if changes is not None and not any(home in numbers for _, home in changes.places.values()):

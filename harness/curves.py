@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynbench.harness.rowfiles import StoreError, read_table, write_rows
 from dynbench.harness.schema import Column, arrow_schema_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 CURVES_SCHEMA_VERSION = 1
 """Raised when a column comes, goes or changes its meaning."""
@@ -78,11 +82,24 @@ def read_curves(run: Path) -> list[dict[str, Any]]:
     """
     records: list[dict[str, Any]] = []
     for path in sorted((run / CURVES_FOLDER).glob("*.parquet")):
-        table, version = read_table(path, _VERSION_KEY)
-        if version != str(CURVES_SCHEMA_VERSION):
-            raise StoreError(
-                f"{path}: has schema version {version} of curves, this dynbench reads "
-                f"{CURVES_SCHEMA_VERSION}; read it with the version that wrote it"
-            )
-        records += [{name: row.get(name) for name in CURVE_COLUMNS} for row in table.to_pylist()]
+        rows = _checked_table(path).to_pylist()
+        records += [{name: row.get(name) for name in CURVE_COLUMNS} for row in rows]
     return records
+
+
+def read_curve_frame(path: Path) -> pd.DataFrame:
+    """The records of one file as a frame with every column of the schema, missing numbers NaN.
+
+    Raises StoreError for a file that is damaged or of another schema version.
+    """
+    return _checked_table(path).to_pandas().reindex(columns=list(CURVE_COLUMNS))
+
+
+def _checked_table(path: Path) -> pa.Table:
+    table, version = read_table(path, _VERSION_KEY)
+    if version != str(CURVES_SCHEMA_VERSION):
+        raise StoreError(
+            f"{path}: has schema version {version} of curves, this dynbench reads "
+            f"{CURVES_SCHEMA_VERSION}; read it with the version that wrote it"
+        )
+    return table

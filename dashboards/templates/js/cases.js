@@ -10,6 +10,10 @@ const caseColumns = [
   ["sample_count", "samples", String],
   ["sparsity", "pairs left out", (v) => `${significant(100 * v, 3)} %`],
   ["peak_memory_bytes", "peak memory", bytesText],
+  ["seed", "seed", String],
+  ["eval_loss", "held-out loss (nats)", (v) => significant(v)],
+  ["eval_accuracy", "held-out accuracy", (v) => `${significant(100 * v, 3)} %`],
+  ["activation_rate", "open neurons", (v) => `${significant(100 * v, 3)} %`],
   ["rms_error", "RMS error", (v) => significant(v, 3)],
   ["sm_clock_mhz", "clock (MHz)", (v) => significant(v)],
   ["started_at", "began (UTC)", String],
@@ -43,7 +47,9 @@ const showCases = async (part) => {
 
 const makeCases = (place, state) => {
   const { cases } = state;
-  const columns = caseColumns.filter(([name]) => cases.columns[name] || name in cases.shared);
+  const trained = "task" in cases.shared; // elsewhere a seed is of inputs, and no result
+  const columns = caseColumns.filter(([name]) =>
+    (cases.columns[name] || name in cases.shared) && (name !== "seed" || trained));
   const body = element("tbody");
   const say = element("p", { role: "status", class: "say" });
   const caption = element("caption", {}, "Cases of this comparison");

@@ -95,6 +95,13 @@ const openCase = async (place, opener) => {
   else if (median) {
     words.push(`: median ${significant(median)} ms, quartiles ${significant(value("latency_q1_ms") ?? median)} to ${significant(value("latency_q3_ms") ?? median)} ms, ${value("sample_count") ?? "?"} samples`);
   }
+  const loss = value("eval_loss");
+  const right = value("eval_accuracy");
+  const reached = [
+    loss !== null && `held-out loss ${significant(loss)} nats`,
+    right !== null && `accuracy ${significant(100 * right, 3)} %`,
+  ].filter(Boolean);
+  if (reached.length) words.push(`; ${reached.join(", ")}`);
   const plot = element("div", { class: "case-plot", role: "group", "aria-label": "Chart: the samples of this case in the order taken, with clock and power. The table below has them." });
   body.replaceChildren(
     element("p", {}, ...words),

@@ -1,5 +1,5 @@
 // Filters: which comparisons may be chosen, and which lines of the chosen one are shown.
-const whichNames = { machine: "Machine", suite: "Suite", shape: "Shape", dtype: "Data type" };
+const whichNames = { machine: "Machine", suite: "Suite", task: "Task", length: "Length (tokens)", shape: "Shape", dtype: "Data type" };
 const whatNames = { pass: "Pass", provider: "Provider", tile: "query_tile" };
 const wanted = new Map(); // of `which`: name to value, absent for all
 const hidden = { pass: new Set(), provider: new Set(), tile: new Set() };
@@ -12,7 +12,7 @@ const keepLine = (line) => {
 };
 
 const matches = (part) =>
-  [...wanted].every(([name, value]) => !part.dataset[name] || part.dataset[name] === value);
+  !part.dataset.machine || [...wanted].every(([name, value]) => part.dataset[name] === value);
 
 const distinct = (values) => [...new Set(values)];
 

@@ -16,9 +16,9 @@ byId("part-choice")?.addEventListener("change", (event) => {
   choose(event.target.value);
   redraw();
 });
-const partInHash = () => /^#(f\d+|history|change)/.exec(location.hash)?.[1];
+const partInHash = () => /^#([fq]\d+|history|change)/.exec(location.hash)?.[1];
 const caseInHash = () => { // a link to one case, such as #f0-case-12
-  const place = /^#f\d+-case-(\d+)$/.exec(location.hash)?.[1];
+  const place = /^#[fq]\d+-case-(\d+)$/.exec(location.hash)?.[1];
   if (place !== undefined && shown()) openCase(Number(place), shown()).catch(fail);
 };
 window.addEventListener("hashchange", () => {
