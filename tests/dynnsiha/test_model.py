@@ -196,7 +196,7 @@ def test_routing_of_every_block(name, text, segmenter):
     assert torch.equal(logits, model(*ids))
     assert len(routings) == 2
     for routing in routings:
-        assert (routing.qkv is None) is (name in ("nsa", "dense"))
+        assert (routing.qkv is None) is (name in ("nsa", "nsa compressed", "dense"))
         assert (routing.attention is None) is (name in ("dynsiha", "dense"))
 
 
