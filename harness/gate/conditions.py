@@ -150,4 +150,6 @@ def case_label(row: Row) -> str:
             parts.append(f"{short}={row[column]}")
     if row["branches"]:
         parts.append(str(row["branches"]).replace(",", "+"))
+    if row["task"]:
+        parts += [str(row["task"]), f"seed={row['seed']}", row["variant"] or ""]
     return " ".join(part for part in parts if part)

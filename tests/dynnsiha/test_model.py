@@ -214,7 +214,7 @@ def test_routing_of_every_block(name, text, segmenter):
         return
     assert len(routings) == 2
     for routing in routings:
-        assert (routing.qkv is None) is (name in ("nsa", "dense"))
+        assert (routing.qkv is None) is (model.config.attention in ("nsa", "dense"))
         assert (routing.attention is None) is dense
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from dynbench.harness.gate.conditions import case_label
+from dynbench.harness.schema import complete_row
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.request import wanted
 from dynbench.suites.settings import config_from
@@ -100,3 +102,11 @@ def test_what_no_training_could_be_is_refused(changes, message):
     with pytest.raises(UsageError) as refusal:
         plan(replace(QUALITY, **changes))
     assert message in str(refusal.value)
+
+
+def test_a_trainings_label_tells_task_seed_and_variant():
+    (case,) = plan(
+        replace(QUALITY, providers=("sdpa",), tasks=("copy",), seeds=(3,), variants=("kl=0.1",))
+    )
+    label = case_label(complete_row(case.columns()))
+    assert label == "quality/sdpa train_step T=256 2/2/32 B=16 float32 copy seed=3 kl=0.1"
