@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from dynnsiha.forms.grouped import Dispatch, grouped_matmul
 from dynnsiha.synthesis.routing import Mask, Router, make_router
 
+_SEARCHES = 4
+
 
 @dataclass(frozen=True)
 class ExpertRouting:
@@ -86,12 +88,29 @@ class ExpertRouter(nn.Module):
         dtype = next(self.prototypes.parameters()).dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = self.prototypes.logits(x.to(dtype))
-            indices = logits.topk(self.active, dim=-1).indices
-            weights = self.prototypes.weights(logits).gather(-1, indices)
+            indices = _best(logits.detach(), self.active)
+            if self.prototypes.mask == "relu":  # each weight by its own logit, or the best one's
+                weights = self.prototypes.weights(logits.gather(-1, indices))
+            else:
+                weights = self.prototypes.weights(logits).gather(-1, indices)
         return Choice(logits, indices, weights, Dispatch.of(indices.flatten(0, 1), self.experts))
 
     def extra_repr(self) -> str:
         return f"active={self.active}"
+
+
+def _best(logits: Tensor, count: int) -> Tensor:
+    """The ``count`` highest logits of each row, best first: logits [..., E] → int64 [..., count].
+
+    A few are found by as many searches, which on a CPU take a third of the time of topk.
+    """
+    if logits.device.type != "cpu" or count > _SEARCHES:
+        return logits.topk(count, dim=-1).indices
+    found: list[Tensor] = []
+    for _ in range(count):
+        found.append(logits.max(-1, keepdim=True).indices)
+        logits = logits.scatter(-1, found[-1], -torch.inf)
+    return torch.cat(found, -1)
 
 
 class ExpertLinear(nn.Module):

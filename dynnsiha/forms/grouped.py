@@ -52,8 +52,7 @@ class Dispatch:
 
     def gather(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Rows [N k, d], sorted, and weights [N, k] → Σ_j weights_j row_j of each token, [N, d]."""
-        own = _Permute.apply(rows, self.inverse, self.order).unflatten(0, (-1, self.choices))
-        return torch.bmm(weights.to(own.dtype).unsqueeze(1), own).squeeze(1)
+        return _WeightedSum.apply(rows, weights.to(rows.dtype), self.order, self.inverse)
 
 
 def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -183,3 +182,25 @@ class _Spread(torch.autograd.Function):
         order, inverse = ctx.saved_tensors
         copies = _Permute.apply(grad, inverse, order).unflatten(0, (-1, ctx.choices))
         return copies.sum(1), None, None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Rows of each token times its weights, added up where they lie: no copy in token order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights, order, inverse)
+        places = inverse.view(weights.shape)
+        return F.embedding_bag(places, rows, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weights, order, inverse = ctx.saved_tensors
+        spread = _Spread.apply(grad, order, inverse, weights.shape[1])
+        d_rows = d_weights = None
+        if ctx.needs_input_grad[0]:
+            d_rows = spread * _Permute.apply(weights.reshape(-1, 1), order, inverse)
+        if ctx.needs_input_grad[1]:
+            per_row = (spread * rows).sum(-1, keepdim=True)
+            d_weights = _Permute.apply(per_row, inverse, order).view(weights.shape)
+        return d_rows, d_weights, None, None

@@ -132,6 +132,28 @@ def test_routing_says_what_the_losses_need(name):
         assert routing.blocks[0].heads.attention.block_counts.shape == (2, 45, 2)
 
 
+@pytest.mark.parametrize("active", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("mask", ["relu", "softmax"])
+@pytest.mark.parametrize("router", ["dot", "cpr", "capr"])
+def test_a_router_takes_the_best_experts_with_their_own_weights(router, mask, active):
+    """Weights and their gradients beside those of all experts, by sorting; some open none."""
+    torch.manual_seed(0)
+    chosen = ExpertRouter(WIDTH, 8, active, router=router, mask=mask).double()
+    with torch.no_grad():
+        chosen.prototypes.gate += 1
+    x = _input().double().requires_grad_()
+    choice = chosen(x)
+    logits = chosen.prototypes.logits(x)
+    order = logits.sort(-1, descending=True).indices[..., :active]
+    assert torch.equal(choice.indices, order)
+    weights = chosen.prototypes.weights(logits).gather(-1, order)
+    torch.testing.assert_close(choice.weights, weights)
+    upstream = torch.randn_like(weights)
+    leaves = (x, *chosen.parameters())
+    grads = [torch.autograd.grad((w * upstream).sum(), leaves) for w in (choice.weights, weights)]
+    torch.testing.assert_close(*grads)
+
+
 def test_the_mixture_is_the_weighted_sum_of_the_experts_outputs():
     form, x = _form("flat").double(), _input(9).double()
     _, routing = form(x, return_routing=True)
