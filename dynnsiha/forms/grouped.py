@@ -191,7 +191,9 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weights: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weights, order, inverse)
         places = inverse.view(weights.shape)
-        return F.embedding_bag(places, rows, per_sample_weights=weights, mode="sum")
+        # Detached, or it would prepare a backward pass of its own.
+        plain, factors = rows.detach(), weights.detach()
+        return F.embedding_bag(places, plain, per_sample_weights=factors, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
