@@ -103,7 +103,6 @@ CALLS = (
     Call("paper, top-p", (64, 4, 128), NSAConfig.paper(top_p=0.9)),
     Call("paper, several pieces", (64, 4, 128), NSAConfig.paper(), lengths=(32768,)),
     Call("headless", (32, 32, 128), _hybrid()),
-    Call("narrow headless", (4, 4, 64), _hybrid()),
     Call("gqa4, packed", (32, 8, 128), _hybrid(), lengths=_PACKED),
     Call("given lists", (64, 4, 128), _exact(top_n=13, branches=("selected",)), given="lists"),
     Call("given lists, 64 share", (64, 1, 128), _exact(branches=("selected",)), given="lists"),

@@ -42,7 +42,7 @@ def forward(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> tuple[
 
 
 @triton.jit
-def over_windows(
+def _over_windows(
     tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
     D: tl.constexpr, TMA: tl.constexpr, BN: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
@@ -92,12 +92,12 @@ def compressed_forward(
     all_see = windows_seen(row - start, CB, ST)
     last = windows_seen(tl.minimum(row + BQ, end) - 1 - start, CB, ST)
     width = kv_heads * D
-    top, total, acc = over_windows(
+    top, total, acc = _over_windows(
         tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
         D, TMA, BN, False,
     )  # fmt: skip
     if overflown(total, live & (seen > 0), tile.dtype):
-        top, total, acc = over_windows(
+        top, total, acc = _over_windows(
             tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
             D, TMA, BN, True,
         )  # fmt: skip

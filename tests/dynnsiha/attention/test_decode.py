@@ -103,6 +103,9 @@ def test_sequences_of_different_length(config, prompts, cuts, seed):
     cached_attention(*padded, cache)
     cache.truncate(prompts)
     for cut in cuts:
+        if longest + cut > inputs[0].shape[1]:
+            break
+        longest += cut
         at = cache.positions(cut).expand(3, -1)[..., None, None]
         out, _ = cached_attention(*(x.take_along_dim(at, 1) for x in inputs), cache)
         torch.testing.assert_close(out, expected.take_along_dim(at, 1))
