@@ -181,11 +181,20 @@ def finished(
     The page's script adds the height of the legend to ``PLOT_HEIGHT_PX`` once it knows how wide the
     figure is; it finds the characters of each entry in ``layout.meta``.
     """
-    shown = [trace for trace in traces if trace.get("showlegend", True) and trace["x"]]
     x_ticks = (
         length_ticks(lengths) if lengths else log_ticks([x for trace in traces for x in trace["x"]])
     )
     y_ticks = log_ticks([y for trace in traces for y in trace["y"]]) | dict(y_axis or {})
+    return plot_of_lines(
+        traces,
+        xaxis={"type": "log", "title": {"text": x_title}, **x_ticks},
+        yaxis={"type": "log", "title": {"text": y_title}, **y_ticks},
+        **layout,
+    )
+
+
+def plot_of_lines(traces: list[Trace], **layout: Any) -> go.Figure:
+    """One plot with any axes and a legend below it, whose height the page's script adds."""
     return figure_of(
         traces,
         height=PLOT_HEIGHT_PX,
@@ -193,11 +202,14 @@ def finished(
         hovermode="closest",
         showlegend=True,
         legend=LEGEND_OF_LINES,
-        meta={"entries": [len(trace["name"]) for trace in shown]},
-        xaxis={"type": "log", "title": {"text": x_title}, **x_ticks},
-        yaxis={"type": "log", "title": {"text": y_title}, **y_ticks},
+        meta={"entries": entries_of(traces)},
         **layout,
     )
+
+
+def entries_of(traces: Sequence[Trace]) -> list[int]:
+    """Characters of each entry in the legend: the page makes room for them."""
+    return [len(t["name"]) for t in traces if t.get("showlegend", True) and t["x"]]
 
 
 def figure_of(traces: list[Trace], **layout: Any) -> go.Figure:

@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 from dynbench.dashboards.figures.common import (
     LEGEND_OF_LINES,
     MAX_BANDS,
-    PLOT_HEIGHT_PX,
     Trace,
+    entries_of,
     figure_of,
+    plot_of_lines,
 )
 from dynbench.dashboards.quality.curves import MeanCurve, MeanCurves, spread
-from dynbench.dashboards.quality.figures import entries_of
 from dynbench.dashboards.quality.model import Config
 from dynbench.dashboards.samples import short
 from dynbench.dashboards.tables import Group, Table
@@ -82,14 +82,8 @@ def curve_figure(curves: Sequence[Curve], kind: Kind, limit: int | None) -> go.F
         return None
     traces = _traces(curves, kind.scale, limit, "")
     y_axis: dict[str, Any] = {"title": {"text": kind.axis}, "range": _range(curves, kind)}
-    return figure_of(
+    return plot_of_lines(
         traces,
-        height=PLOT_HEIGHT_PX,
-        margin={"l": 64, "r": 16, "t": 12, "b": 56},
-        hovermode="closest",
-        showlegend=True,
-        legend=LEGEND_OF_LINES,
-        meta={"entries": entries_of(traces)},
         xaxis={"title": {"text": "optimizer step"}, "rangemode": "tozero"},
         yaxis=y_axis,
     )

@@ -8,12 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dynbench.dashboards.figures.common import (
-    LEGEND_OF_LINES,
-    PLOT_HEIGHT_PX,
     Trace,
-    figure_of,
     line_meta,
     log_ticks,
+    plot_of_lines,
     series_key,
     series_of,
 )
@@ -311,19 +309,8 @@ def _finished(
     x_ticks: Mapping[str, Any],
 ) -> go.Figure:
     held = [config.estimates[measure.column] for config in configs]
-    return figure_of(
+    return plot_of_lines(
         traces,
-        height=PLOT_HEIGHT_PX,
-        margin={"l": 64, "r": 16, "t": 12, "b": 56},
-        hovermode="closest",
-        showlegend=True,
-        legend=LEGEND_OF_LINES,
-        meta={"entries": entries_of(traces)},
         xaxis={"type": "log", "title": {"text": x_title}, **x_ticks},
         yaxis={"title": {"text": measure.axis}, "range": value_range(held, measure)},
     )
-
-
-def entries_of(traces: Sequence[Trace]) -> list[int]:
-    """Characters of each entry in the legend: the page makes room for them."""
-    return [len(t["name"]) for t in traces if t.get("showlegend", True) and t["x"]]
