@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynbench.harness.case import Case
 from dynbench.harness.subject import Correctness, Subject, Unsupported
+from dynbench.suites.activation import ACTIVATION_TOKENS, open_share
 from dynbench.suites.attention import DENSE_FACTS
 from dynbench.suites.blocklists import list_facts
 from dynbench.suites.catalog import provider_info
@@ -39,11 +40,8 @@ from dynnsiha.forms import (
 )
 from dynnsiha.forms.layer import AttentionCore, CoreRouting
 from dynnsiha.forms.nsa import BranchGates
-from dynnsiha.synthesis import activation_rate
 
 Layer = AttentionLayer | Form
-
-_ACTIVATION_TOKENS = 4096
 
 
 def layer_subject(case: Case, provider_files: Iterable[str | Path] = ()) -> Subject:
@@ -192,11 +190,8 @@ class LayerCall:
         info = provider_info(self.spec.provider)
         if info is None or not info.synthesised:
             return None
-        _, routing = self.layer(self.inputs.x[:, :_ACTIVATION_TOKENS], return_routing=True)
-        parts = (routing.qkv, routing.output)
-        neurons = [part.numel() for part in parts]
-        opened = [activation_rate(part).item() * n for part, n in zip(parts, neurons, strict=True)]
-        return sum(opened) / sum(neurons)
+        _, routing = self.layer(self.inputs.x[:, :ACTIVATION_TOKENS], return_routing=True)
+        return open_share((routing.qkv, routing.output))
 
     def _gradients(self, y: Tensor, d_out: Tensor | None, *, keep: bool) -> tuple[Tensor, ...]:
         if not y.requires_grad:

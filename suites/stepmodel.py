@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dynbench.harness.subject import Unsupported
+from dynbench.suites.activation import ACTIVATION_TOKENS, open_share
 from dynbench.suites.formwork import ACTIVE
 from dynbench.suites.models import build_model, model_config
 from dynbench.suites.modeltext import TextIds
@@ -14,9 +15,6 @@ from dynbench.suites.spec import Spec
 from dynbench.suites.vocabulary import WORD_VOCAB
 from dynnsiha import DynNSIHALanguageModel
 from dynnsiha.forms.layer import LayerRouting
-from dynnsiha.synthesis import activation_rate
-
-_ACTIVATION_TOKENS = 4096
 
 
 def step_model(spec: Spec) -> DynNSIHALanguageModel:
@@ -43,11 +41,8 @@ def parameter_count(model: nn.Module) -> int:
 @torch.no_grad()
 def activation_share(model: DynNSIHALanguageModel, text: TextIds) -> float | None:
     """Share of open neurons in all synthesis layers on the first tokens; None without any."""
-    first = text.part(slice(0, _ACTIVATION_TOKENS))
+    first = text.part(slice(0, ACTIVATION_TOKENS))
     _, routings = model(first.chars, first.words, return_routing=True)
     layers = [routing for routing in routings if isinstance(routing, LayerRouting)]
     parts = [part for one in layers for part in (one.qkv, one.output) if part is not None]
-    if not parts:
-        return None
-    opened = sum(activation_rate(part).item() * part.numel() for part in parts)
-    return opened / sum(part.numel() for part in parts)
+    return open_share(parts) if parts else None

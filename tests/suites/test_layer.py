@@ -225,7 +225,7 @@ def test_heads_that_rotary_positions_cannot_turn_are_unsupported():
 
 
 def test_activation_rate_looks_at_a_bounded_number_of_tokens(monkeypatch):
-    monkeypatch.setattr(layer_module, "_ACTIVATION_TOKENS", 16)
+    monkeypatch.setattr(layer_module, "ACTIVATION_TOKENS", 16)
     call = call_of("dynsiha")
     seen = []
     forward = call.layer.forward
