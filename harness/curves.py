@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynbench.harness.rowfiles import StoreError, read_table, write_rows
+from dynbench.harness.rowfiles import read_version, write_rows
 from dynbench.harness.schema import Column, arrow_schema_of
 
 if TYPE_CHECKING:
@@ -96,10 +96,5 @@ def read_curve_frame(path: Path) -> pd.DataFrame:
 
 
 def _checked_table(path: Path) -> pa.Table:
-    table, version = read_table(path, _VERSION_KEY)
-    if version != str(CURVES_SCHEMA_VERSION):
-        raise StoreError(
-            f"{path}: has schema version {version} of curves, this dynbench reads "
-            f"{CURVES_SCHEMA_VERSION}; read it with the version that wrote it"
-        )
-    return table
+    remedy = "read it with the version that wrote it"
+    return read_version(path, _VERSION_KEY, CURVES_SCHEMA_VERSION, "curve", remedy)

@@ -88,6 +88,20 @@ def read_table(path: Path, version_key: str) -> tuple[pa.Table, str]:
         return table, found.decode(errors="replace")
 
 
+def read_version(path: Path, version_key: str, version: int, what: str, remedy: str) -> pa.Table:
+    """A parquet file of ``version`` of its own schema. Raises StoreError, also for another version.
+
+    ``what`` the file holds and the ``remedy`` stand in the message.
+    """
+    table, found = read_table(path, version_key)
+    if found != str(version):
+        raise StoreError(
+            f"{path}: has {what} schema version {found or 'none'}, this dynbench reads {version}; "
+            f"{remedy}"
+        )
+    return table
+
+
 @contextmanager
 def _as_store_error(path: Path) -> Iterator[None]:
     """What pyarrow and the disk raise becomes a StoreError."""

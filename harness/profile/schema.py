@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynbench.harness.profile.kernels import TOOLS
-from dynbench.harness.rowfiles import StoreError, read_table, write_rows
+from dynbench.harness.rowfiles import StoreError, read_version, write_rows
 from dynbench.harness.schema import COLUMNS, SECTIONS, Column, arrow_schema_of
 from dynbench.harness.store import PROFILES_FOLDER
 
@@ -102,12 +102,8 @@ def write_profile(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def read_profile(path: Path) -> list[dict[str, Any]]:
     """The rows of a file; columns that it lacks are None. Raises StoreError."""
-    table, found = read_table(path, _VERSION_KEY)
-    if found != str(PROFILE_SCHEMA_VERSION):
-        raise StoreError(
-            f"{path}: has profile schema version {found or 'none'}, this dynbench reads "
-            f"{PROFILE_SCHEMA_VERSION}; profile the case again"
-        )
+    remedy = "profile the case again"
+    table = read_version(path, _VERSION_KEY, PROFILE_SCHEMA_VERSION, "profile", remedy)
     return [{name: row.get(name) for name in PROFILE_COLUMNS} for row in table.to_pylist()]
 
 
