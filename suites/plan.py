@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dynbench.harness.case import Case, Value
 from dynbench.harness.sweep import MAX_VALUE
 from dynbench.harness.timing import TIMERS
+from dynbench.suites.axes import Axes, Tile
 from dynbench.suites.catalog import (
     DEVICES,
     DTYPES,
@@ -29,18 +29,14 @@ from dynbench.suites.settings import (
     BRANCHES,
     FORCED_BLOCKS,
     SMALLEST_BLOCK,
-    sparse_settings,
 )
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, unknown
-from dynbench.suites.sparsity import solve_top_n
 
 TOP_N = 16
 WINDOW = 512
 PRIVATE_BLOCKS = 2
 LAYERS = {"cpu": 2, "cuda": 4}
 """Blocks of a model unless the user says otherwise."""
-
-Tile = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,13 @@ def plan(options: PlanOptions) -> list[Case]:
         if pass_ not in suite.passes:
             raise UsageError(unknown("pass", pass_, suite.passes))
     shapes = options.shapes or (SHAPES["cpu" if options.device == "cpu" else "paper"],)
+    axes = _axes(options)
     cases = {
         case.case_id: case
         for shape, seq_len, pass_, (name, info) in itertools.product(
             shapes, options.seq_lens, passes, providers.items()
         )
-        for settings in _settings(options, shape, seq_len, info)
+        for settings in axes.settings(shape, seq_len, info)
         for case in [_case(options, shape, seq_len, pass_, name, settings)]
     }
     return list(cases.values())
@@ -210,41 +207,16 @@ def _providers(options: PlanOptions, own: list[OwnProvider]) -> dict[str, Provid
     return {name: (built_in | of_user)[name] for name in dict.fromkeys((*named, *of_user))}
 
 
-def _settings(
-    options: PlanOptions, shape: Shape, seq_len: int, info: ProviderInfo
-) -> Iterator[dict[str, Value]]:
-    """How one provider does its work: one entry per point of its axes."""
-    if info.computes == "dense":
-        yield {"lists": "dense"}
-        return
-    branches = options.branches or info.branches
-    keys = options.window or WINDOW
-    window = keys if "sliding" in branches else 0
-    for tile, private in _axes(options, info):
-        for target in options.sparsities or (None,):
-            if target is None:
-                top_n = options.top_n or TOP_N
-            else:
-                top_n = solve_top_n(seq_len, window, target)
-            settings = sparse_settings(
-                info.computes,
-                shape.q_heads,
-                shape.kv_heads,
-                top_n=top_n,
-                window=keys,
-                query_tile=tile,
-                private_blocks=min(private, top_n - FORCED_BLOCKS),
-                branches=branches,
-            )
-            yield settings if target is None else settings | {"target_sparsity": target}
-
-
-def _axes(options: PlanOptions, info: ProviderInfo) -> list[tuple[Tile, int]]:
-    """Pairs (query_tile, private_blocks) to measure."""
-    if info.exact:
-        return [(1, 0)]
-    tiles = options.query_tiles or ((1, 16) if options.device == "cpu" else ("auto",))
-    return list(itertools.product(tiles, options.private_blocks or (PRIVATE_BLOCKS,)))
+def _axes(options: PlanOptions) -> Axes:
+    """What is asked of sparse providers, with the device's defaults."""
+    return Axes(
+        query_tiles=options.query_tiles or ((1, 16) if options.device == "cpu" else ("auto",)),
+        private_blocks=options.private_blocks or (PRIVATE_BLOCKS,),
+        sparsities=options.sparsities,
+        top_n=options.top_n or TOP_N,
+        window=options.window or WINDOW,
+        branches=options.branches,
+    )
 
 
 def _case(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dynbench.harness.case import Case, Value
+from dynbench.suites.axes import Axes
 from dynbench.suites.quality.defaults import DEFAULTS, TASKS, Defaults
 from dynbench.suites.quality.variants import canonical_variant
-from dynbench.suites.settings import FORCED_BLOCKS, SMALLEST_BLOCK, sparse_settings
+from dynbench.suites.settings import SMALLEST_BLOCK
 from dynbench.suites.shapes import Shape, UsageError, unknown
-from dynbench.suites.sparsity import solve_top_n
 
 if TYPE_CHECKING:
     from dynbench.suites.catalog import ProviderInfo
@@ -30,6 +30,7 @@ def quality_cases(options: PlanOptions, providers: Mapping[str, ProviderInfo]) -
     seeds = options.seeds or (options.seed,)
     _check(options, seeds)
     variants = [canonical_variant(text) for text in options.variants] or [""]
+    axes = _axes(options, base)
     cases = {
         case.case_id: case
         for shape, seq_len, task, seed, (name, info), variant in itertools.product(
@@ -40,7 +41,7 @@ def quality_cases(options: PlanOptions, providers: Mapping[str, ProviderInfo]) -
             providers.items(),
             dict.fromkeys(variants),
         )
-        for settings in _settings(options, base, shape, seq_len, info)
+        for settings in axes.settings(shape, seq_len, info)
         for case in [
             Case(
                 suite="quality",
@@ -99,35 +100,13 @@ def _workload(
     }
 
 
-def _settings(
-    options: PlanOptions, base: Defaults, shape: Shape, seq_len: int, info: ProviderInfo
-) -> Iterator[dict[str, Value]]:
-    """How one provider attends: one entry per point of its axes."""
-    if info.computes == "dense":
-        yield {"lists": "dense"}
-        return
-    window, block_size = options.window or base.window, block_size_of(options)
-    branches = info.branches
-    if info.computes != "sliding":
-        branches = options.branches or info.branches
-    targets = (None,) if info.computes == "sliding" else options.sparsities or (None,)
-    axes = itertools.product(options.query_tiles or ("auto",), options.private_blocks or (2,))
-    for tile, private in [(1, 0)] if info.exact else axes:
-        for target in targets:
-            if target is None:
-                top_n = options.top_n or base.top_n
-            else:
-                keys = window if "sliding" in branches else 0
-                top_n = solve_top_n(seq_len, keys, target, block_size)
-            settings = sparse_settings(
-                info.computes,
-                shape.q_heads,
-                shape.kv_heads,
-                top_n=top_n,
-                window=window,
-                query_tile=tile,
-                private_blocks=min(private, top_n - FORCED_BLOCKS),
-                branches=branches,
-                block_size=block_size,
-            )
-            yield settings if target is None else settings | {"target_sparsity": target}
+def _axes(options: PlanOptions, base: Defaults) -> Axes:
+    return Axes(
+        query_tiles=options.query_tiles or ("auto",),
+        private_blocks=options.private_blocks or (2,),
+        sparsities=options.sparsities,
+        top_n=options.top_n or base.top_n,
+        window=options.window or base.window,
+        branches=options.branches,
+        block_size=block_size_of(options),
+    )
