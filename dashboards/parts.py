@@ -147,25 +147,31 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class FacetBody:
-    """Everything that the template of a comparison shows."""
+class Body:
+    """What the templates of all parts with a facet show."""
 
     key: str
     title: str
-    baseline: str
     counts: Mapping[str, int]
     first: FirstScreen
     answer: Slot
-    offered: Sequence[str]
     overview: Block | None
     sections: Sequence[Section]
-    left_out: str
     card: Sequence[FactGroup]
     failures: Block | None
     failures_left_out: int
     details: Sequence[Detail]
     details_left_out: int
     rows: int
+
+
+@dataclass(frozen=True)
+class FacetBody(Body):
+    """Everything that the template of a comparison shows."""
+
+    baseline: str
+    offered: Sequence[str]
+    left_out: str
     complete: bool
 
 
@@ -223,22 +229,48 @@ def facet_part(
         rows=len(facet.rows),
         complete=complete,
     )
-    tables = [slot.table for section in sections for slot in section.slots]
+    return part_of(
+        facet,
+        body,
+        facts,
+        made,
+        "facet.html.j2",
+        answered=first.best is not None,
+        whole=whole,
+        sampled=sampled,
+        complete=complete,
+    )
+
+
+def part_of(
+    facet: Facet,
+    body: Body,
+    facts: Mapping[str, str],
+    made: Drawn,
+    template: str,
+    *,
+    answered: bool,
+    whole: Collection[int] | None,
+    sampled: Collection[int],
+    complete: bool,
+) -> Part:
+    """The part that shows ``body`` by the template of this name, with the facet's rows."""
+    tables = [slot.table for section in body.sections for slot in section.slots]
     return Part(
-        key=key,
-        title=title,
+        key=body.key,
+        title=body.title,
         facts=facts,
         rows=len(facet.rows),
-        counts=counts,
-        headline=first.headline,
-        answered=first.best is not None,
-        render=lambda: environment().get_template("facet.html.j2").render(part=body),
+        counts=body.counts,
+        headline=body.first.headline,
+        answered=answered,
+        render=lambda: environment().get_template(template).render(part=body),
         data={
             "figures": made.packed(lines_json(facet)),
             "cases": packed_json(cases_json(facet, whole)),
             "samples": packed_json(samples_json(facet.rows, sampled)),
         },
-        blocks=[b for b in (body.overview, *tables, body.failures) if b is not None],
+        blocks=[block for block in (body.overview, *tables, body.failures) if block is not None],
         complete=complete,
     )
 

@@ -8,42 +8,26 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from dynbench.dashboards.bundle import environment, packed_json
-from dynbench.dashboards.cases import cases_json, lines_json, samples_json
-from dynbench.dashboards.machine import FactGroup, machine_card
-from dynbench.dashboards.parts import Block, Drawn, Part, Section, Slot, block_of
+from dynbench.dashboards.machine import machine_card
+from dynbench.dashboards.parts import Body, Drawn, Part, Section, Slot, block_of, part_of
 from dynbench.dashboards.quality.curves import Curves
 from dynbench.dashboards.quality.figures import share_figure
 from dynbench.dashboards.quality.model import QualityGroup, drawn_configs
 from dynbench.dashboards.quality.summary import first_screen
 from dynbench.dashboards.quality.tables import overview_table
 from dynbench.dashboards.quality.views import WHOLE, Detail, QualityView, ViewFigure, quality_views
-from dynbench.dashboards.summary import FirstScreen, status_counts
-from dynbench.dashboards.tables import Detail as FailureDetail
+from dynbench.dashboards.summary import status_counts
 from dynbench.dashboards.tables import failure_details, failures_table
 from dynbench.dashboards.text import count_text, label_text
 
 
 @dataclass(frozen=True)
-class QualityBody:
+class QualityBody(Body):
     """Everything that the template of a group shows."""
 
-    key: str
-    title: str
-    counts: Mapping[str, int]
-    first: FirstScreen
-    answer: Slot
     close: str
     reference: str
-    overview: Block | None
-    sections: Sequence[Section]
     notes: Sequence[str]
-    card: Sequence[FactGroup]
-    failures: Block | None
-    failures_left_out: int
-    details: Sequence[FailureDetail]
-    details_left_out: int
-    rows: int
 
 
 def quality_part(
@@ -102,22 +86,15 @@ def quality_part(
         details_left_out=left_out,
         rows=len(facet.rows),
     )
-    tables = [slot.table for section in sections for slot in section.slots]
-    return Part(
-        key=key,
-        title=title,
-        facts=facts,
-        rows=len(facet.rows),
-        counts=counts,
-        headline=first.headline,
+    return part_of(
+        facet,
+        body,
+        facts,
+        made,
+        "quality.html.j2",
         answered=bool(first.answers),
-        render=lambda: environment().get_template("quality.html.j2").render(part=body),
-        data={
-            "figures": made.packed(lines_json(facet)),
-            "cases": packed_json(cases_json(facet, whole)),
-            "samples": packed_json(samples_json(facet.rows, sampled)),
-        },
-        blocks=[block for block in (body.overview, *tables, body.failures) if block is not None],
+        whole=whole,
+        sampled=sampled,
         complete=complete,
     )
 
