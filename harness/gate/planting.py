@@ -19,7 +19,7 @@ from dynbench.harness.gate.errors import SettingsError
 from dynbench.harness.gate.gating import Say, further_rounds, rounds_for, span
 from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Clock, Rounds
 from dynbench.harness.gate.settings import Override, Settings
-from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, judge
+from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, decide, examine
 
 TRIALS = 100
 """At most, for each plant: cases spread evenly over all."""
@@ -131,24 +131,27 @@ def planted_trials(
 
     def trials() -> list[CaseVerdict]:
         pairings = pair(readings[BASELINE], readings[CANDIDATE], settings)
-        return [_trial(pairings, case_id, share, settings) for case_id, share in slow_downs.items()]
+        return _planted_one_at_a_time(pairings, slow_downs, settings)
 
     needed = rounds_for(trials(), len(measured), settings, slow_downs)
     further_rounds(rounds, cases, needed, readings, Clock(), say)
     return Trials(plant, list(slow_downs.values()), trials())
 
 
-def _trial(
-    pairings: Sequence[Pairing], case_id: str, share: float, settings: Settings
-) -> CaseVerdict:
-    """The verdict on one case that is slower by ``share``, judged with all the others."""
-    changed = [
-        replace(pairing, candidate=[slower(reading, share) for reading in pairing.candidate])
-        if pairing.case_id == case_id
-        else pairing
-        for pairing in pairings
-    ]
-    return next(verdict for verdict in judge(changed, settings) if verdict.case_id == case_id)
+def _planted_one_at_a_time(
+    pairings: Sequence[Pairing], slow_downs: Mapping[str, float], settings: Settings
+) -> list[CaseVerdict]:
+    """The verdict on each case that is to be slower, judged with all the others as they are."""
+    examined = [examine(pairing, settings) for pairing in pairings]
+    found = {}
+    for place, pairing in enumerate(pairings):
+        share = slow_downs.get(pairing.case_id)
+        if share is not None:
+            planted = [slower(reading, share) for reading in pairing.candidate]
+            case = examine(replace(pairing, candidate=planted), settings)
+            together = [*examined[:place], case, *examined[place + 1 :]]
+            found[pairing.case_id] = decide(together, settings)[place]
+    return [found[case_id] for case_id in slow_downs]
 
 
 def slower(reading: Reading, share: float) -> Reading:

@@ -105,7 +105,7 @@ class CaseVerdict:
 
 
 @dataclass
-class _Compared:
+class ComparedCase:
     """A case with latencies on both sides, before all cases are looked at together."""
 
     base: CaseVerdict
@@ -138,21 +138,30 @@ def judge(
     Readings that carry a round are compared round by round; others side by side. ``across`` leaves
     differing conditions uncompared, and notes them.
     """
-    verdicts: dict[str, CaseVerdict] = {}
-    compared: dict[str, _Compared] = {}
-    for pairing in pairings:
-        found = _without_latencies(pairing, settings, across) or _compare(pairing, settings)
-        if isinstance(found, _Compared) and across:
-            unequal = difference(pairing.baseline[-1].row, pairing.candidate[-1].row)
-            found.notes += [unequal] if unequal else []
-        verdicts[pairing.case_id] = found.base if isinstance(found, _Compared) else found
-        if isinstance(found, _Compared):
-            compared[pairing.case_id] = found
-    slower = holm([case.p_slower() for case in compared.values()])
-    faster = holm([case.p_faster() for case in compared.values()])
-    for case, p_slower, p_faster in zip(compared.values(), slower, faster, strict=True):
-        verdicts[case.base.case_id] = _decide(case, p_slower, p_faster, settings)
-    return list(verdicts.values())
+    return decide([examine(pairing, settings, across=across) for pairing in pairings], settings)
+
+
+def examine(
+    pairing: Pairing, settings: Settings, *, across: bool = False
+) -> CaseVerdict | ComparedCase:
+    """What one case alone tells: its verdict, or what ``decide`` needs to know for it."""
+    found = _without_latencies(pairing, settings, across) or _compare(pairing, settings)
+    if isinstance(found, ComparedCase) and across:
+        unequal = difference(pairing.baseline[-1].row, pairing.candidate[-1].row)
+        found.notes += [unequal] if unequal else []
+    return found
+
+
+def decide(examined: Sequence[CaseVerdict | ComparedCase], settings: Settings) -> list[CaseVerdict]:
+    """The verdicts on all cases together, in the order given."""
+    compared = [case for case in examined if isinstance(case, ComparedCase)]
+    slower = holm([case.p_slower() for case in compared])
+    faster = holm([case.p_faster() for case in compared])
+    decided = iter(
+        _decide(case, p_slower, p_faster, settings)
+        for case, p_slower, p_faster in zip(compared, slower, faster, strict=True)
+    )
+    return [next(decided) if isinstance(case, ComparedCase) else case for case in examined]
 
 
 def _without_latencies(pairing: Pairing, settings: Settings, across: bool) -> CaseVerdict | None:
@@ -201,7 +210,7 @@ def _failure(row: Row) -> str:
     return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
 
 
-def _compare(pairing: Pairing, settings: Settings) -> CaseVerdict | _Compared:
+def _compare(pairing: Pairing, settings: Settings) -> CaseVerdict | ComparedCase:
     threshold, floor_us = settings.limits(pairing.case_id, pairing.label)
     sides = _measured(pairing.baseline), _measured(pairing.candidate)
     base = CaseVerdict(
@@ -233,7 +242,7 @@ def _compare(pairing: Pairing, settings: Settings) -> CaseVerdict | _Compared:
     time, cycles = _estimates(trusted, settings, in_rounds)
     if not in_rounds and time.freedom == math.inf:
         notes.append(f"one process a side: noise assumed {100 * settings.assumed_noise:g} %")
-    return _Compared(base, floor_us, time, cycles, distrust, notes)
+    return ComparedCase(base, floor_us, time, cycles, distrust, notes)
 
 
 # A unit is what counts as one observation: a round (readings of both sides), or, without rounds,
@@ -351,7 +360,9 @@ def _cycles(row: Row) -> float | None:
     return float(clock) * float(row["latency_ms"]) if clock else None
 
 
-def _decide(case: _Compared, p_slower: float, p_faster: float, settings: Settings) -> CaseVerdict:
+def _decide(
+    case: ComparedCase, p_slower: float, p_faster: float, settings: Settings
+) -> CaseVerdict:
     """The verdict from p-values that are adjusted for all cases."""
     alpha, bound, time = 1 - settings.confidence, case.bound, case.time
     low, high = time.lower(settings.confidence), time.upper(settings.confidence)
@@ -388,7 +399,7 @@ def _decide(case: _Compared, p_slower: float, p_faster: float, settings: Setting
     return replace(base, reason=_doubt(case, low, high, settings))
 
 
-def _doubt(case: _Compared, low: float, high: float, settings: Settings) -> str:
+def _doubt(case: ComparedCase, low: float, high: float, settings: Settings) -> str:
     """Why the verdict is open."""
     span = f"{100 * math.expm1(low):+.1f} % to {100 * math.expm1(high):+.1f} %"
     alpha, bound = 1 - settings.confidence, case.bound
