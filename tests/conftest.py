@@ -1,4 +1,8 @@
-"""What all tests share: properties are not judged by the clock, and workers share the cores."""
+"""What all tests share: properties are not judged by the clock, the same commit draws the same
+examples, and workers share the cores.
+
+``HYPOTHESIS_PROFILE=explore python -m pytest -m hypothesis`` looks for new ones.
+"""
 
 import os
 
@@ -6,8 +10,10 @@ from hypothesis import settings
 
 from dynbench.harness.machine import usable_cpus
 
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+# A gate that fails by the luck of a draw gates nothing: new examples are looked for on purpose.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # Threads of several workers on the same cores would spin for one another: each worker, and what it
 # starts, gets its share. Torch, not imported yet, reads this once.

@@ -199,10 +199,11 @@ logits_of = st.lists(st.floats(-20, 20), min_size=1, max_size=12)
 def test_the_distribution_holds_the_fewest_best_tokens(values, temperature, top_k, top_p):
     logits = torch.tensor(values)
     p = Sampling(temperature, top_k, top_p).probabilities(logits)
-    plain = (logits.double() / temperature).softmax(-1)
+    plain = (logits / temperature).double().softmax(-1)
     assert float(p.sum()) == pytest.approx(1, abs=1e-5)
     kept = p > 0
-    assert kept[(logits / temperature).argmax()]
+    # Logits may differ by less than their probabilities show: any of the most probable will do.
+    assert plain[kept].max() >= plain.max() - 1e-7
     if top_k is None and top_p is None:
         torch.testing.assert_close(p.double(), plain, rtol=1e-4, atol=1e-6)
     if top_k is not None:
@@ -211,7 +212,7 @@ def test_the_distribution_holds_the_fewest_best_tokens(values, temperature, top_
         assert float(plain[kept].sum()) >= top_p - 1e-5
         least = plain[kept].min()
         assert float(plain[kept].sum() - least) < top_p + 1e-5
-    assert plain[kept].min() >= plain[~kept].max() - 1e-9 if (~kept).any() else True
+    assert plain[kept].min() >= plain[~kept].max() - 1e-6 if (~kept).any() else True
 
 
 @given(logits_of, st.integers(1, 14), st.floats(0.01, 1))
@@ -219,18 +220,19 @@ def test_top_p_counts_in_what_top_k_leaves(values, top_k, top_p):
     """One after the other, by sorting: the k best, then the fewest of them that reach top_p."""
     logits = torch.tensor(values)
     both = Sampling(1.0, top_k, top_p).probabilities(logits).tolist()
-    order = sorted(range(len(values)), key=lambda i: (-float(logits[i]), i))[:top_k]
-    powers = [math.exp(float(logits[i] - logits.max())) for i in order]
-    kept, reached = {}, 0.0
-    for i, power in zip(order, powers, strict=True):
+    best = sorted(values, reverse=True)[:top_k]
+    powers = [math.exp(value - best[0]) for value in best]
+    kept, reached = [], 0.0
+    for power in powers:
         if reached >= top_p - 1e-6 and kept:
             break
-        kept[i] = power
+        kept.append(power)
         reached += power / sum(powers)
-    close = abs(reached - top_p) < 1e-5  # rounding may keep one more or less there
-    for i, p in enumerate(both):
-        if not close:
-            assert p == pytest.approx(kept.get(i, 0.0) / sum(kept.values()), abs=1e-5)
+    if abs(reached - top_p) < 1e-5:
+        return  # rounding may keep one more or less there
+    expected = [power / sum(kept) for power in kept] + [0.0] * (len(values) - len(kept))
+    # Equal tokens may change places: which are kept is the test above.
+    assert sorted(both, reverse=True) == pytest.approx(expected, abs=1e-5)
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable():
