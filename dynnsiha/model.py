@@ -91,6 +91,8 @@ class DynNSIHAConfig:
         feed_forward_width: hidden width of the SwiGLU; None is 8/3 d_model, rounded up to 64.
         deep_embed: form of the `DeepEmbed`, "1x" or "4x".
         experts, active_experts, router: of the flat and the recursive form, see `FlatDynSIHA`.
+        halt_below: of the recursive form: tokens whose refinement is done halt, see
+            `RecursiveDynSIHA`; None refines all to the end.
         activation_checkpointing: recompute each block in the backward pass to save memory.
 
     Raises:
@@ -121,6 +123,7 @@ class DynNSIHAConfig:
     experts: int = 16
     active_experts: int = 2
     router: Router = "cpr"
+    halt_below: float | None = None
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -153,6 +156,8 @@ class DynNSIHAConfig:
             )
         if self.router != "cpr" and self.form == "blocks":
             raise ValueError(f"router={self.router!r}: only forms of experts have a router")
+        if self.halt_below is not None and self.form != "recursive":
+            raise ValueError(f"halt_below={self.halt_below}: only form='recursive' halts")
         for name in ("d_model", "layers", "feed_forward_width"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -237,7 +242,9 @@ def _form(config: DynNSIHAConfig) -> RefiningForm:
     }
     if config.form == "flat":
         return FlatDynSIHA(*_heads(config), blocks=config.layers, **options)
-    return RecursiveDynSIHA(*_heads(config), steps=config.layers, **options)
+    return RecursiveDynSIHA(
+        *_heads(config), steps=config.layers, halt_below=config.halt_below, **options
+    )
 
 
 class SwiGLU(nn.Module):
@@ -483,12 +490,18 @@ class DynNSIHALanguageModel(nn.Module):
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu"
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        map_tables: bool = False,
     ) -> tuple[DynNSIHALanguageModel, WordSegmenter | None]:
         """The model that `save` wrote, and its segmenter if there is one.
+
+        With ``map_tables`` the tables of `DeepEmbed` stay on disk: see `DeepEmbed.map_table`.
 
         Raises:
             FileNotFoundError: no model in the folder.
             ValueError: a configuration of another version, or weights that do not fit it.
         """
-        return load_model(folder, DynNSIHAConfig, cls, device)
+        return load_model(folder, DynNSIHAConfig, cls, device, map_tables=map_tables)

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from dynnsiha.attention import NSAConfig
+from dynnsiha.embedding.deep_embed import DeepEmbed
+from dynnsiha.embedding.mapped_table import MappedTable
 from dynnsiha.embedding.segmenter import WordSegmenter
 
 WEIGHTS, CONFIG, SEGMENTER = "model.safetensors", "config.json", "segmenter.json"
@@ -25,6 +27,9 @@ def save_model(
 ) -> None:
     """Write a model and its dataclass ``config`` to a folder, which is made if need be.
 
+    Tables that are on disk already are written as well: the folder is complete. Weights that were
+    there before are replaced at once, so that a model whose tables are mapped from them keeps them.
+
     Raises:
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -32,7 +37,12 @@ def save_model(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: x.detach().contiguous() for name, x in model.state_dict().items()}
-    safetensors.save_file(weights, path / WEIGHTS)
+    for name, module in model.named_modules():
+        if isinstance(module, MappedTable):
+            weights[f"{name}.weight"] = module.rows
+    unfinished = path / f"{WEIGHTS}.unfinished"
+    safetensors.save_file(weights, unfinished)
+    os.replace(unfinished, path / WEIGHTS)
     (path / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
     if segmenter is not None:
         (path / SEGMENTER).write_text(json.dumps(segmenter.to_dict(), ensure_ascii=False) + "\n")
@@ -43,8 +53,12 @@ def load_model(
     config_type: Callable[..., Any],
     model_type: Callable[[Any], Model],
     device: torch.device | str,
+    *,
+    map_tables: bool = False,
 ) -> tuple[Model, WordSegmenter | None]:
     """The model that `save_model` wrote, in its dtype, and its segmenter if there is one.
+
+    With ``map_tables`` the tables of `DeepEmbed` stay in the file.
 
     Raises:
         FileNotFoundError: no model in the folder.
@@ -63,8 +77,15 @@ def load_model(
         nsa = settings["nsa"] | {"branches": tuple(settings["nsa"]["branches"])}
         settings["nsa"] = NSAConfig(**nsa)
     model = model_type(config_type(**settings))
-    # Copies: the file that safetensors maps may be written again while the model is in use.
-    weights = {name: x.clone() for name, x in safetensors.load_file(path / WEIGHTS).items()}
+    in_file = safetensors.load_file(path / WEIGHTS)
+    if map_tables:
+        for name, module in model.named_modules():
+            if isinstance(module, DeepEmbed):
+                table = f"{name}.table.weight"
+                module.map_table(path / WEIGHTS, name=table)
+                del in_file[table]
+    # Copies: the file that safetensors maps need not outlive the model.
+    weights = {name: x.clone() for name, x in in_file.items()}
     try:
         model.load_state_dict(weights, assign=True)  # in the dtype that they were saved in
     except RuntimeError as error:

@@ -92,15 +92,16 @@ class DeepEmbed(nn.Module):
             raise ValueError(f"the table is already the file {self.table.path}; copy that")
         write_table(path, self.table.weight)
 
-    def map_table(self, path: str | os.PathLike[str]) -> None:
+    def map_table(self, path: str | os.PathLike[str], *, name: str | None = None) -> None:
         """Read the table from this file from now on, and free the one in memory.
 
-        The table then no longer learns, and is not in ``state_dict()``: keep the file beside it.
+        The file is one of `write_table`, or a safetensors file with a tensor of this ``name``. The
+        table then no longer learns, and is not in ``state_dict()``: keep the file beside it.
 
         Raises:
-            ValueError, FileNotFoundError: as the constructor.
+            ValueError, FileNotFoundError, ModuleNotFoundError: as `MappedTable`.
         """
-        self.table = MappedTable(path, self.vocab, self.table_width)
+        self.table = MappedTable(path, self.vocab, self.table_width, name=name)
 
     def forward(self, x: Tensor, ids: Tensor, previous: Tensor | None = None) -> Tensor:
         """x [B, T, d] and ids [B, T] → y [B, T, d].

@@ -20,31 +20,49 @@ class MappedTable(nn.Module):
     is the file. It does not learn.
 
     Args:
-        path: a file that `write_table` wrote.
+        path: a file that `write_table` wrote, or a safetensors file.
         num_rows, width: the shape that it must have.
+        name: of the table in a safetensors file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no table of this shape.
+        ModuleNotFoundError: safetensors is not installed, and a name is given.
     """
 
-    def __init__(self, path: str | os.PathLike[str], num_rows: int, width: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], num_rows: int, width: int, *, name: str | None = None
+    ) -> None:
         super().__init__()
         # Absolute, so that a copy in another working directory finds it.
-        self.path = Path(path).absolute()
+        self.path, self.name = Path(path).absolute(), name
         self.num_rows, self.width = num_rows, width
         self._rows = self._open()
 
     def _open(self) -> Tensor:
-        try:
-            rows = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.path} is no table: write one with write_table") from error
+        rows = self._read() if self.name is None else self._read_named(self.name)
         shape = (self.num_rows, self.width)
         if not isinstance(rows, Tensor) or rows.shape != shape or not rows.is_floating_point():
             held = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows)
             raise ValueError(f"{self.path} holds {held}: must be a float table of {list(shape)}")
         return rows
+
+    def _read(self) -> Any:
+        try:
+            return torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.path} is no table: write one with write_table") from error
+
+    def _read_named(self, name: str) -> Tensor:
+        from safetensors import SafetensorError, safe_open  # optional
+
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file")
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                return file.get_tensor(name)  # mapped: nothing is read yet
+        except SafetensorError as error:
+            raise ValueError(f"{self.path} holds no table {name!r}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy maps the same file; without this it would hold the table in memory.
@@ -55,9 +73,9 @@ class MappedTable(nn.Module):
         self._rows = self._open()
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the numbers in the file."""
-        return self._rows.dtype
+    def rows(self) -> Tensor:
+        """The whole table [num_rows, width], on the CPU, of which pages are read as it is used."""
+        return self._rows
 
     @torch.compiler.disable(reason="how many rows there are depends on the ids")
     def forward(self, ids: Tensor, device: torch.device | None = None) -> Tensor:

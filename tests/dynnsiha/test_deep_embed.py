@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -144,7 +147,7 @@ def test_mapped_equals_in_memory_bit_for_bit(form, dtype, tmp_path):
     layer = _layer(form)
     mapped = _mapped(layer, tmp_path / "table").to(dtype)
     layer.to(dtype)
-    assert mapped.table.dtype == torch.float32
+    assert mapped.table.rows.dtype == torch.float32
     x, ids = _input()
     x = x.to(dtype)
     results = []
@@ -173,7 +176,7 @@ def test_mapped_equals_in_memory_under_autocast(form, tmp_path):
 def test_a_bfloat16_table_is_stored_as_it_is(tmp_path):
     layer = _layer("4x").bfloat16()
     mapped = _mapped(layer, tmp_path / "table")
-    assert mapped.table.dtype == torch.bfloat16
+    assert mapped.table.rows.dtype == torch.bfloat16
     assert os.path.getsize(tmp_path / "table") < VOCAB * 4 * WIDTH * 2 + 4096
     x, ids = _input()
     assert torch.equal(mapped(x.bfloat16(), ids), layer(x.bfloat16(), ids))
@@ -275,6 +278,46 @@ def test_a_file_that_is_written_again_leaves_the_mapped_one_alone(tmp_path):
     assert torch.equal(mapped(x, ids), before)
     assert MappedTable(tmp_path / "table", VOCAB, WIDTH)(ids).abs().sum() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_a_table_in_a_safetensors_file_is_mapped_by_its_name(tmp_path):
+    layer = _layer("4x", vocab=5000)
+    save_file({"a": torch.zeros(3), "b": layer.table.weight.detach()}, tmp_path / "weights")
+    mapped = copy.deepcopy(layer)
+    mapped.map_table(tmp_path / "weights", name="b")
+    x, ids = _input()
+    for one in (mapped, copy.deepcopy(mapped), pickle.loads(pickle.dumps(mapped))):
+        assert torch.equal(one(x, ids), layer(x, ids))
+    for name, message in (("c", "holds no table 'c'"), ("a", "must be a float table of")):
+        with pytest.raises(ValueError, match=message):
+            mapped.map_table(tmp_path / "weights", name=name)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        mapped.map_table(tmp_path / "nothing", name="b")
+
+
+def test_mapping_a_safetensors_file_reads_none_of_it(tmp_path):
+    """In a process of its own: 256 MiB that are mapped do not become memory of the process."""
+    script = """
+import sys, resource, torch
+from safetensors.torch import save_file
+from dynnsiha.embedding import MappedTable
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[2] == "write":
+    save_file({"table": torch.ones(2**16, 1024)}, sys.argv[1])
+else:
+    before = peak()
+    table = MappedTable(sys.argv[1], 2**16, 1024, name="table")
+    assert table(torch.tensor([5, 60_000])).sum() == 2048
+    print(peak() - before)
+"""
+    path = str(tmp_path / "weights")
+    grown = [
+        subprocess.run(
+            [sys.executable, "-c", script, path, what], check=True, capture_output=True, text=True
+        ).stdout
+        for what in ("write", "read")
+    ]
+    assert int(grown[1]) < 64 * 1024  # KiB
 
 
 def test_rows_come_in_the_shape_of_the_ids(tmp_path):

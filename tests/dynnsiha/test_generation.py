@@ -313,6 +313,28 @@ def test_tables_on_disk_write_the_same_text(name, text, segmenter, tmp_path):
     assert model.generate(text[:20], segmenter, 12, seed=3) == in_memory[1]
 
 
+@pytest.mark.parametrize("name", ["deep embed", "deep embed 1x"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_may_stay_in_the_saved_file(name, dtype, text, segmenter, tmp_path):
+    model = model_of(name, segmenter).to(dtype)
+    expected = model(*ids_of(text, segmenter))
+    model.save(tmp_path, segmenter)
+    mapped, _ = DynNSIHALanguageModel.load(tmp_path, map_tables=True)
+    assert torch.equal(mapped(*ids_of(text, segmenter)), expected)
+    held, all_held = (sum(p.numel() for p in one.parameters()) for one in (mapped, model))
+    width = 32 if model.config.deep_embed == "1x" else 128
+    assert all_held - held == 2 * 256 * width
+    with torch.no_grad():
+        mapped.logits.weight.zero_()
+    mapped.save(tmp_path)  # over the file that its tables are in; they are saved as well
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == set(model.state_dict())
+    assert not saved["logits.weight"].any()
+    assert not (tmp_path / "model.safetensors.unfinished").exists()
+    hidden = [m.blocks[0].feed_forward.table(torch.arange(256)) for m in (model, mapped)]
+    assert torch.equal(*hidden)
+
+
 def test_loading_what_is_not_there_or_does_not_fit(segmenter, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
         DynNSIHALanguageModel.load(tmp_path)

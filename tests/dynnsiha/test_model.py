@@ -207,7 +207,7 @@ def test_routing_of_every_block(name, text, segmenter):
     dense = model.config.attention in ("dynsiha", "dense", "dimension")
     if of_experts(name):
         (routing,) = routings
-        assert len(routing.blocks) == 2
+        assert len(routing.blocks) == model.config.layers
         for block in routing.blocks:
             assert (block.heads.attention is None) is dense
             assert block.heads.experts.indices.shape == block.mlp.indices.shape == (1, SEQ_LEN, 2)
@@ -236,6 +236,7 @@ def test_texts_of_a_batch_do_not_mix(text, segmenter):
         ({"compression": "conv", "attention": "dense"}, r"compression='conv': only attention"),
         ({"compression": "conv", "form": "flat"}, r"compression='conv': only attention"),
         ({"router": "capr"}, r"router='capr': only forms of experts"),
+        ({"halt_below": 0.5, "form": "flat"}, r"halt_below=0.5: only form=.recursive. halts"),
         ({"router": "cap", "form": "flat"}, r"router='cap': must be one of"),
     ],
 )

@@ -30,6 +30,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flat sparse": {"form": "flat", "nsa": EXACT, "experts": 4},
     "recursive": {"form": "recursive", "attention": "dynsiha", "experts": 4},
     "recursive sparse": {"form": "recursive", "nsa": HYBRID, "experts": 4},
+    "recursive halting": {
+        "form": "recursive",
+        "attention": "dynsiha",
+        "experts": 4,
+        "layers": 3,
+        "halt_below": 0.5,
+    },
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
