@@ -168,6 +168,15 @@ def _check(options: PlanOptions) -> None:
         for name in _OF_QUALITY:
             if getattr(options, name):
                 raise UsageError(f"{name}={getattr(options, name)}: only suite quality takes it")
+    with_model = (*MODEL_SUITES, "quality")
+    if options.layers is not None and suite.name not in with_model:
+        takers = ", ".join(with_model)
+        raise UsageError(f"layers={options.layers}: only the suites of models take it: {takers}")
+    if options.model_dim is not None and suite.name == "attention":
+        raise UsageError(
+            f"model_dim={options.model_dim}: suite attention begins at q, k and v; leave it out,"
+            " or take --suite layer"
+        )
     block = block_size_of(options) if suite.name == "quality" else BLOCK_SIZE
     for tile in options.query_tiles or ():
         if tile != "auto" and (tile < 1 or block % tile):

@@ -82,7 +82,7 @@ def gate_rounds(
 ) -> Outcome:
     """Two versions measured against each other, flagged cases twice. Raises NothingToCompare.
 
-    The first rounds tell the noise of each case; from it follows how many rounds the case needs.
+    Rounds tell the noise of each case; from it follows how many rounds the case needs.
     """
     clock = clock or Clock()
     sides = rounds.sides
@@ -224,17 +224,20 @@ def span(values: Sequence[float], form: str = "d") -> str:
 def measure_rounds(
     rounds: Rounds, cases: Sequence[Case], settings: Settings, clock: Clock, say: Say
 ) -> dict[str, list[Reading]]:
-    """All rounds: the first ones of all cases, then of those that need more."""
+    """All rounds: the first ones of all cases, then of those that need more.
+
+    Further rounds tell more of the noise, and may ask for further ones.
+    """
     if not cases:
         raise NothingToCompare("no case to measure")
     readings: dict[str, list[Reading]] = {BASELINE: [], CANDIDATE: []}
     least = dict.fromkeys((case.case_id for case in cases), settings.min_rounds)
     further_rounds(rounds, cases, least, readings, clock, say)
-    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
-    further_rounds(
-        rounds, cases, rounds_for(verdicts, len(verdicts), settings), readings, clock, say
-    )
-    return readings
+    while True:
+        verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+        needed = rounds_for(verdicts, len(verdicts), settings)
+        if not further_rounds(rounds, cases, needed, readings, clock, say):
+            return readings
 
 
 def further_rounds(
@@ -244,8 +247,12 @@ def further_rounds(
     readings: dict[str, list[Reading]],
     clock: Clock,
     say: Say,
-) -> None:
-    """Measure, until each case has as many rounds as it needs, what ``readings`` lack."""
+) -> bool:
+    """Measure, until each case has as many rounds as it needs, what ``readings`` lack.
+
+    Tells whether anything was measured.
+    """
+    measured = False
     known = {(reading.row["case_id"], reading.round) for reading in readings[BASELINE]}
     more = [n for i, n in needed.items() if known and (i, n - 1) not in known]
     if more:
@@ -264,6 +271,8 @@ def further_rounds(
         with clock.round():
             for side, found in rounds.measure(todo, index).items():
                 readings[side] += found
+                measured = measured or bool(found)
+    return measured
 
 
 def rounds_for(
@@ -272,7 +281,7 @@ def rounds_for(
     settings: Settings,
     targets: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
-    """Rounds for each case, from the noise of the first ones, where ``compared`` cases are judged.
+    """Rounds for each case, from the noise of those so far, where ``compared`` cases are judged.
 
     They are to find a slow-down of the case's target, by default of threshold + margin. Only what
     is ambiguous so far needs more: a regression is measured again anyway, and a case that is surely

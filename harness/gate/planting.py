@@ -19,7 +19,7 @@ from dynbench.harness.gate.errors import SettingsError
 from dynbench.harness.gate.gating import Say, further_rounds, rounds_for, span
 from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Clock, Rounds
 from dynbench.harness.gate.settings import Override, Settings
-from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, decide, examine
+from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, decide, examine, judge
 
 TRIALS = 100
 """At most, for each plant: cases spread evenly over all."""
@@ -121,21 +121,21 @@ def planted_trials(
     """One trial for each of at most TRIALS cases.
 
     ``readings``, ``verdicts`` and ``floors`` (by label) are those of the self-check; further rounds
-    add to the readings.
+    add to the readings, and to what is known of the noise: a deviation is that of all rounds.
     """
     settings = plant.settings(verdicts, floors, settings)
     measured = [v for v in verdicts if v.noise is not None and v.observations >= 2]
-    chosen = measured[:: max(1, -(-len(measured) // TRIALS))]
-    slow_downs = {v.case_id: plant.slow_down(v, settings) for v in chosen}
-    say(f"planting {plant} into {len(chosen)} cases, one at a time")
-
-    def trials() -> list[CaseVerdict]:
+    count = min(TRIALS, len(measured))
+    chosen = {measured[i * len(measured) // count].case_id for i in range(count)}
+    say(f"planting {plant} into {count} cases, one at a time")
+    while True:
         pairings = pair(readings[BASELINE], readings[CANDIDATE], settings)
-        return _planted_one_at_a_time(pairings, slow_downs, settings)
-
-    needed = rounds_for(trials(), len(measured), settings, slow_downs)
-    further_rounds(rounds, cases, needed, readings, Clock(), say)
-    return Trials(plant, list(slow_downs.values()), trials())
+        known = [v for v in judge(pairings, settings) if v.case_id in chosen]
+        slow_downs = {v.case_id: plant.slow_down(v, settings) for v in known}
+        trials = _planted_one_at_a_time(pairings, slow_downs, settings)
+        needed = rounds_for(trials, len(measured), settings, slow_downs)
+        if not further_rounds(rounds, cases, needed, readings, Clock(), say):
+            return Trials(plant, list(slow_downs.values()), trials)
 
 
 def _planted_one_at_a_time(

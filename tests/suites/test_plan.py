@@ -138,8 +138,16 @@ def test_model_cases_know_their_width_and_layers(suite, pass_):
         plan(replace(CPU, suite=suite, passes=("forward",)))
 
 
-def test_layers_are_of_models_alone():
-    assert all("layers" not in case.workload for case in plan(replace(CPU, layers=3)))
+@pytest.mark.parametrize("suite", ["attention", "layer"])
+def test_layers_are_of_models_alone(suite):
+    assert all("layers" not in case.workload for case in plan(replace(CPU, suite=suite)))
+    with pytest.raises(UsageError, match="layers=3: only the suites of models take it: generation"):
+        plan(replace(CPU, suite=suite, layers=3))
+
+
+def test_attention_alone_has_no_width_of_a_stream():
+    with pytest.raises(UsageError, match="model_dim=96: suite attention begins at q, k and v"):
+        plan(replace(CPU, model_dim=96))
 
 
 def test_batch_is_the_shapes_unless_given():

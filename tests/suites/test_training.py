@@ -15,22 +15,16 @@ from dynbench.suites.coretrace import with_experts
 from dynbench.suites.modeltext import text_ids
 from dynbench.suites.plan import PlanOptions, plan
 from dynbench.suites.prepare import prepare
-from dynbench.suites.shapes import Shape
 from dynbench.suites.spec import Spec
 from dynbench.suites.stepmodel import step_model
 from dynbench.suites.training import TrainingCall
 
-SHAPE = Shape("", 4, 2, 8, model_dim=24)
-PROVIDERS = ["sdpa", "nsa", "dynsiha", "dynnsiha", "flat", "recursive"]
-every_provider = pytest.mark.parametrize("provider", PROVIDERS)
+from . import small_models
+from .small_models import every_provider
 
 
 def case_of(provider, seq_len=150, **changes):
-    options = {"shapes": (SHAPE,), "batch": 2, "query_tiles": (16,), "window": 32, "top_n": 6}
-    request = PlanOptions(
-        (seq_len,), "cpu", suite="training", providers=(provider,), **options | changes
-    )
-    return plan(request)[0]
+    return small_models.case_of("training", provider, seq_len, **changes)
 
 
 def call_of(provider, seq_len=150, **changes):
