@@ -28,7 +28,8 @@ from dynbench.harness.gate.commands import add_commands
 from dynbench.harness.gate.errors import GateError
 from dynbench.harness.gate.host import Host
 from dynbench.harness.gpus import Gpu, GpuBusy, gpu_lane, locked
-from dynbench.harness.lanes import Lane, predicted_duration_s
+from dynbench.harness.lanes import Lane, predicted_duration_s, side_by_side
+from dynbench.harness.machine import usable_cpus
 from dynbench.harness.measure import Limits
 from dynbench.harness.predict import Predictor
 from dynbench.harness.profile.errors import NoSuchCase, ProfileError
@@ -153,6 +154,7 @@ _PRIVATE = "Blocks that a query adds to a shared list (m): comma list."
 _DTYPE = "float32, float16 or bfloat16."
 _DEVICE = "cpu or cuda; the GPU if there is one."
 _GPUS = "all, or a comma list of numbers: share the cases out among these GPUs, one worker on each."
+_JOBS = "Trainings side by side on each device; of suite quality, where time is not what counts."
 _TIMER = (
     "event (default on cuda), graph (replays of a CUDA graph), proton (kernels alone) or wall "
     "(default on cpu)."
@@ -248,6 +250,7 @@ def run(
     dtype: Annotated[Text, _option(_SHAPE, "--dtype", _DTYPE)] = None,
     device: Annotated[Text, _option(_HOW, "--device", _DEVICE)] = None,
     gpus: Annotated[Text, _option(_HOW, "--gpus", _GPUS, "LIST")] = None,
+    jobs: Annotated[int, _option(_HOW, "--jobs", _JOBS)] = 1,
     timer: Annotated[Text, _option(_HOW, "--timer", _TIMER)] = None,
     timeout: Annotated[str, _option(_HOW, "--timeout", _TIMEOUT, "TIME")] = "10m",
     budget: Annotated[Text, _option(_HOW, "--budget", _BUDGET, "TIME")] = None,
@@ -271,12 +274,14 @@ def run(
         budget_s=None if limit is None else request.parse_duration_s(limit, "--budget"),
         quick=quick,
         stages=stages,
+        together=jobs == 1,
         provider_files=tuple(str(path) for path in own),
         command_for=lambda case: request.repeat_command(case, own, how),
         distrust=lambda case: provider_info(case.provider) is None,
         version_of=lambda case: versions.get(case.provider),
     )
     named = request.choose_gpus(gpus, device)
+    request.check_jobs(jobs, suite)
     wanted = request.wanted(
         seq=seq,
         suite=suite,
@@ -310,14 +315,14 @@ def run(
     cases = plan(wanted)
     root = store.check_output_root(out or store.default_root())
     if dry_run:
-        _print_plan(cases, options, max(len(named), 1))
+        _print_plan(cases, options, jobs * max(len(named), 1))
         return
     with locked(request.used_gpus(named, wanted.device)):
         path = _measure(
             cases,
             options,
             root,
-            named,
+            _lanes(named, jobs),
             resume=resume,
             chose_cpu=device is None and wanted.device == "cpu",
         )
@@ -356,7 +361,9 @@ def _print_plan(cases: Sequence[Case], options: runner.RunOptions, lanes: int) -
     seconds = [predictor.case_seconds(case) for case in cases]
     columns = [case.columns() for case in cases]
     _console().print(terminal.plan_table(columns, seconds))
-    predicted_s = predicted_duration_s(cases, predictor.case_seconds, lanes)
+    predicted_s = predicted_duration_s(
+        cases, predictor.case_seconds, lanes, together=options.together
+    )
     print(f"{len(cases)} cases, predicted: {terminal.duration_text(predicted_s)}")
 
 
@@ -370,19 +377,25 @@ def _writer(root: Path, resume: bool, quick: bool) -> store.RunWriter:
     return store.RunWriter.resume(runs[-1].path, quick=quick)
 
 
+def _lanes(gpus: Sequence[Gpu], jobs: int) -> list[Lane]:
+    """Where cases are measured: on these GPUs, or without any on the device that each names."""
+    lanes = [gpu_lane(gpu) for gpu in gpus] or [Lane()]
+    threads = usable_cpus() // len(lanes)
+    return [one for lane in lanes for one in side_by_side(lane, jobs, threads)]
+
+
 def _measure(
     cases: Sequence[Case],
     options: runner.RunOptions,
     root: Path,
-    gpus: Sequence[Gpu],
+    lanes: Sequence[Lane],
     *,
     resume: bool,
     chose_cpu: bool,
 ) -> Path:
     """Run the cases into a run under ``root``, showing progress, then its rows; return its path.
 
-    ``gpus`` share the cases; without any they are measured on the device that each names.
-    Ends with exit code 4 where no row is ok.
+    The ``lanes`` share the cases. Ends with exit code 4 where no row is ok.
     """
     console = _console(outlive_pipe=True)
     with _writer(root, resume, options.quick) as writer, terminal.RunDisplay(console) as display:
@@ -395,7 +408,7 @@ def _measure(
                 prepare=PREPARE,
                 options=options,
                 predictor=_predictor(options),
-                lanes=[gpu_lane(gpu) for gpu in gpus] or [Lane()],
+                lanes=lanes,
                 on_event=lambda event: _show(display, event),
             )
         except KeyboardInterrupt:

@@ -1,14 +1,15 @@
 """Lanes: the places where a run's cases are measured side by side, and the queue they take from.
 
-A run has one lane, or one for each GPU. All cases of a workload go to one lane, because they are
-compared with each other, and two cards of one model differ by a percent.
+A run has one lane, or one for each GPU, or several for each where time is not what counts. As a
+rule all cases of a workload go to one lane, because they are compared with each other, and two
+cards of one model differ by a percent.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynbench.harness.case import Case
@@ -29,12 +30,31 @@ class Lane:
     words: tuple[str, ...] = ()
 
 
+def side_by_side(lane: Lane, jobs: int, threads: int) -> list[Lane]:
+    """``jobs`` lanes in the place of one: they share its device, and ``threads`` of the CPU.
+
+    Times of such lanes are those of a device that others use, too.
+    """
+    if jobs == 1:
+        return [lane]
+    each = {"OMP_NUM_THREADS": str(max(1, threads // jobs))}
+    return [
+        replace(
+            lane,
+            name=f"{lane.name} job {number}".strip(),
+            environment={**lane.environment, **each},
+        )
+        for number in range(1, jobs + 1)
+    ]
+
+
 class WorkQueue:
     """Cases that wait, in groups that stay together; lanes take one group after another.
 
     One lane gets all cases as one group, in their order. Several get the cases of one workload at a
     time: the longest first, so that no lane ends long after the others, or with
-    ``longest_first=False`` in the order given. ``seconds`` predicts a case. ``homes`` has the card
+    ``longest_first=False`` in the order given; single cases if they need not stay ``together``,
+    since their times are not compared. ``seconds`` predicts a case. ``homes`` has the card
     that measured cases of a workload before, by ``workload_id``: that card's lane goes on with it.
     It is not thread-safe.
     """
@@ -46,6 +66,7 @@ class WorkQueue:
         seconds: Callable[[Case], float],
         *,
         longest_first: bool = True,
+        together: bool = True,
         homes: Mapping[str, str] | None = None,
     ) -> None:
         self._cards = {lane.card for lane in lanes} - {None}
@@ -55,7 +76,7 @@ class WorkQueue:
             return
         groups: dict[str, list[Case]] = {}
         for case in cases:
-            groups.setdefault(case.workload_id, []).append(case)
+            groups.setdefault(case.workload_id if together else case.case_id, []).append(case)
         self._groups = list(groups.values())
         if longest_first:
             self._groups.sort(key=lambda group: -sum(map(seconds, group)))
@@ -107,8 +128,8 @@ def duration_s(groups_s: Iterable[float], lanes: int) -> float:
 
 
 def predicted_duration_s(
-    cases: Sequence[Case], seconds: Callable[[Case], float], lanes: int
+    cases: Sequence[Case], seconds: Callable[[Case], float], lanes: int, *, together: bool = True
 ) -> float:
     """How long the cases will take on so many lanes, if each takes the ``seconds`` predicted."""
-    groups = WorkQueue(cases, [Lane()] * lanes, seconds).waiting()
+    groups = WorkQueue(cases, [Lane()] * lanes, seconds, together=together).waiting()
     return duration_s((sum(map(seconds, group)) for group in groups), lanes)

@@ -35,7 +35,8 @@ class RunOptions:
     process, and a case that ``distrust`` names is the last one of its process. ``budget_s`` limits
     the whole run: a case predicted not to fit into what is left becomes a ``skipped`` row, and so
     does one that the budget's end cuts off. ``quick`` takes fewer samples, ``stages`` further calls
-    that record where their time goes. ``provider_files`` are paths of the user's own providers,
+    that record where their time goes. ``together`` keeps the cases of a workload in one lane, where
+    their times are to be compared. ``provider_files`` are paths of the user's own providers,
     handed to ``prepare`` as they are. ``command_for`` gives the
     command line that repeats one case. ``version_of`` gives the version of a provider that may
     change between two calls of ``run_cases`` (a user's file), None for others: a finished row of
@@ -47,6 +48,7 @@ class RunOptions:
     budget_s: float | None = None
     quick: bool = False
     stages: bool = False
+    together: bool = True
     provider_files: tuple[str, ...] = ()
     command_for: Callable[[Case], str] | None = None
     distrust: Callable[[Case], bool] = lambda case: False
@@ -131,8 +133,9 @@ def run_cases(
 ) -> RunSummary:
     """Measure ``cases`` and write one row for each; compact the run at the end, in their order.
 
-    One lane measures them in the order given. Several (each names itself) measure side by side, all
-    cases of a workload in one of them; events then come from their threads, one at a time.
+    One lane measures them in the order given. Several (each names itself) measure side by side,
+    ``together`` all cases of a workload in one of them; events then come from their threads, one at
+    a time.
 
     ``prepare`` is a dotted path such as ``dynbench.suites.prepare:prepare``, called in the worker
     as ``prepare(case, provider_files) -> Subject``. Cases that the run has a row for already are
@@ -154,6 +157,7 @@ def run_cases(
         lanes,
         predictor.case_seconds,
         longest_first=options.budget_s is None,
+        together=options.together,
         homes=homes_of(rows.values()),
     )
     run = _Run(queue, lanes, writer, prepare, options, predictor, on_event)

@@ -24,6 +24,8 @@ from dynbench.suites.quality.defaults import DEFAULTS
 from dynbench.suites.settings import BRANCHES
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
 
+MOST_JOBS = 64
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
@@ -111,6 +113,18 @@ def choose_gpus(text: str | None, device: str | None) -> tuple[Gpu, ...]:
             there = f"GPUs 0 to {len(found) - 1} are" if len(found) > 1 else "only GPU 0 is"
             raise UsageError(f"--gpus {text}: no GPU {number}, {there} here; name those, or all")
     return tuple(found[number] for number in numbers)
+
+
+def check_jobs(jobs: int, suite: str) -> None:
+    """Raise UsageError for a number of trainings side by side that cannot be, or is not asked of
+    suite ``quality``."""
+    if not 1 <= jobs <= MOST_JOBS:
+        raise UsageError(f"--jobs {jobs}: must be at least 1, at most {MOST_JOBS}")
+    if jobs > 1 and suite != "quality":
+        raise UsageError(
+            f"--jobs {jobs}: suite {suite} measures time, so that one case at a time must have the"
+            " device; leave it out"
+        )
 
 
 def used_gpus(named: Sequence[Gpu], device: str) -> tuple[Gpu, ...]:

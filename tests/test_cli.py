@@ -491,6 +491,8 @@ BAD = {
     "--suite quality --block-size 3": "block_size=3",
     "--suite quality --inputs text": "suite quality takes no inputs",
     "--block-size 16": "only suite quality takes it",
+    "--jobs 2": "suite attention measures time",
+    "--suite quality --jobs 0": "--jobs 0: must be at least 1",
     "--layers 3": "only the suites of models take it",
     "--model-dim 96": "--suite layer",
     "--resume": "no run",
@@ -748,7 +750,7 @@ def test_trainings_make_rows_and_curves_and_are_resumed(tmp_path):
     last = {r["case_id"]: r["eval_loss"] for r in curves if not r["layer"]}
     assert last == {case_id: row["eval_loss"] for case_id, row in trained.items()}
 
-    more = [*words[:-1], "0,1,2", "--resume"]
+    more = [*words[:-1], "0,1,2", "--resume", "--jobs", "2"]
     again = dynbench(*more, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "2 cases, predicted: " in again.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,16 @@ def test_each_sequence_may_have_its_own_positions():
     for row in range(2):
         alone = apply_rotary(x[row : row + 1], *rotary_tables(positions[row], 8))
         assert torch.equal(together[row : row + 1], alone)
+
+
+def test_far_positions_are_turned_by_their_exact_angle():
+    positions = [0, 1, 8191, 131_071, 1_000_003]
+    cos, sin = rotary_tables(torch.tensor(positions), 64)
+    assert cos.dtype == torch.float32
+    angles = [[p * 10_000.0 ** (-i / 32) for i in range(32)] for p in positions]
+    for table, function in ((cos, math.cos), (sin, math.sin)):
+        wanted = torch.tensor([[function(a) for a in row] for row in angles])
+        torch.testing.assert_close(table, wanted, rtol=0, atol=1e-7)
 
 
 def test_far_positions_stay_apart_in_bfloat16():

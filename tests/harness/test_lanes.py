@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from dynbench.harness.lanes import (
     duration_s,
     homes_of,
     predicted_duration_s,
+    side_by_side,
 )
 
 
@@ -93,6 +95,33 @@ def test_the_longest_comes_first_unless_a_budget_may_cut_it_off(longest_first, s
         [case("a", 2), case("a", 1), case("a", 3)], two, seconds, longest_first=longest_first
     )
     assert [queue.take(two[0])[0].workload["seq_len"] for _ in sizes] == sizes
+
+
+def test_cases_whose_times_are_not_compared_are_shared_out_one_by_one():
+    two = lanes(2)
+    cases = [case("a", 2), case("b", 2), case("c", 2), case("a", 3)]
+    queue = WorkQueue(cases, two, seconds, together=False)
+    assert [queue.take(two[i % 2]) for i in range(5)] == [
+        [cases[3]],
+        [cases[0]],
+        [cases[1]],
+        [cases[2]],
+        [],
+    ]
+    assert predicted_duration_s(cases, seconds, 2) == 6
+    assert predicted_duration_s(cases, seconds, 2, together=False) == 5
+
+
+def test_jobs_of_a_lane_share_its_device_and_the_threads():
+    (gpu,) = lanes(1)
+    assert side_by_side(gpu, 1, 8) == [gpu]
+    jobs = side_by_side(replace(gpu, environment={"A": "1"}, columns={"gpu_index": 0}), 3, 8)
+    assert [job.name for job in jobs] == ["GPU 0 job 1", "GPU 0 job 2", "GPU 0 job 3"]
+    for job in jobs:
+        assert job.environment == {"A": "1", "OMP_NUM_THREADS": "2"}
+        assert (job.card, job.columns) == (gpu.card, {"gpu_index": 0})
+    assert [job.name for job in side_by_side(Lane(), 2, 1)] == ["job 1", "job 2"]
+    assert side_by_side(Lane(), 2, 1)[0].environment == {"OMP_NUM_THREADS": "1"}
 
 
 def test_a_workload_goes_on_where_it_began():
