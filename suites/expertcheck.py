@@ -87,7 +87,7 @@ class FormReference:
         self.indices = [taken[:, : x.shape[1]] for taken in indices]
         self.misrouted = [0.0]
         self.least_sizes: list[float] = []
-        self._of_tokens: dict[nn.Parameter, Tensor] = {}
+        self._of_tokens: dict[Tensor, Tensor] = {}
 
     def output(self) -> Tensor:
         """y [B, T, d]."""
