@@ -44,20 +44,14 @@ def worst(comparisons: Iterable[Comparison]) -> Comparison:
     return max(comparisons, key=lambda comparison: comparison.badness)
 
 
-def rms(x: Tensor) -> float:
-    """Root mean square."""
-    return x.square().mean().sqrt().item()
-
-
-def rms_ratio(output: Tensor, reference: Tensor, least_size: float = 0.0) -> float:
+def rms_ratio(output: Tensor, reference: Tensor) -> float:
     """RMS of the difference over RMS of the reference; NaN and inf in the output stay visible.
 
     Where the reference is nothing but zeros (dq of a lone token), the error itself: operands are of
-    unit size. A reference that is a sum may cancel: ``least_size`` says how large it would have
-    been with terms of random signs.
+    unit size.
     """
-    error = rms(output.to(reference.dtype) - reference)
-    size = max(rms(reference), least_size)
+    error = (output.to(reference.dtype) - reference).square().mean().sqrt().item()
+    size = reference.square().mean().sqrt().item()
     return error / size if size > _NOTHING else error
 
 

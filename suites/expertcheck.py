@@ -4,9 +4,6 @@ The reference goes through the experts one by one, in higher precision, with the
 layer itself chose: near ties, rounding decides. That the choice was a right one is judged by the
 reference's own logits.
 
-A gradient that is one number is a sum over tokens that may happen to end near zero: its error is
-measured against what its terms would add up to with random signs, where that is more.
-
 Small cases are compared whole. Since every block attends to all tokens of the last one, rows cannot
 be sampled; but no output depends on later tokens, so a large case is compared on its first tokens:
 y, and in a further call the gradients of these tokens' outputs. The gradients that were timed must
@@ -18,7 +15,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +30,6 @@ from dynbench.suites.compare import (
     Comparison,
     compare_parts,
     first_unwritten,
-    rms,
     rms_ratio,
     row_parts,
     worst,
@@ -55,30 +50,10 @@ MISROUTED_SHARE = 1e-3
 """Tokens that may take an expert clearly worse than one left out: rounding adds up over blocks."""
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What an output should be, by the reference.
-
-    Attributes:
-        value: in float64.
-        plain: the same in the case's own precision, if that is below float32.
-        least_size: see `rms_ratio`.
-    """
-
-    value: Tensor
-    plain: Tensor | None = None
-    least_size: float = 0.0
-
-    def error(self, output: Tensor) -> float:
-        """See `rms_ratio`."""
-        return rms_ratio(output, self.value, self.least_size)
-
-
 class FormReference:
     """A form in another precision, on its first tokens.
 
     ``indices`` are the experts taken, [B, T, k], of each router in the order of the computation.
-    ``least_sizes`` belong to the last gradients (see `rms_ratio`).
     """
 
     def __init__(self, form: Form, x: Tensor, indices: list[Tensor], dtype: torch.dtype) -> None:
@@ -86,8 +61,6 @@ class FormReference:
         self.x = x.detach().to(dtype, copy=True)
         self.indices = [taken[:, : x.shape[1]] for taken in indices]
         self.misrouted = [0.0]
-        self.least_sizes: list[float] = []
-        self._of_tokens: dict[Tensor, Tensor] = {}
 
     def output(self) -> Tensor:
         """y [B, T, d]."""
@@ -98,12 +71,10 @@ class FormReference:
         """Gradients of x and of the parameters, where y has the gradient d_out."""
         self.x.requires_grad_(True)
         leaves = (self.x, *self.form.parameters())
-        y = self._forward()
-        wanted = (*leaves, *self._of_tokens.values())
-        found = torch.autograd.grad(y, wanted, d_out.to(self.x.dtype), allow_unused=True)
-        terms = dict(zip(self._of_tokens, found[len(leaves) :], strict=True))
-        self.least_sizes = [float(terms[x].norm()) if x in terms else 0.0 for x in leaves]
-        given = zip(leaves, found, strict=False)
+        found = torch.autograd.grad(
+            self._forward(), leaves, d_out.to(self.x.dtype), allow_unused=True
+        )
+        given = zip(leaves, found, strict=True)
         return tuple(torch.zeros_like(x) if grad is None else grad for x, grad in given)
 
     def _forward(self) -> Tensor:
@@ -119,16 +90,6 @@ class FormReference:
             y = y + update
         return y
 
-    def _share_kept(self, block: ExpertBlock) -> Tensor:
-        """alpha of a block, by a logit of each token's own while gradients are wanted."""
-        logit = block.resident.alpha_logit
-        if logit is None or not torch.is_grad_enabled():
-            return block.resident.alpha
-        if logit not in self._of_tokens:
-            zeros = logit.new_zeros(*self.x.shape[:2], 1)
-            self._of_tokens[logit] = zeros.requires_grad_(True)
-        return torch.sigmoid(logit + self._of_tokens[logit])
-
     def _plain(self, block: PlainBlock, x: Tensor) -> Tensor:
         normal = _rms_normal(x, block.heads_norm)
         o = self._attend(block.heads, block.heads.qkv(normal))
@@ -139,7 +100,7 @@ class FormReference:
         self, block: ExpertBlock, x: Tensor, resident: Tensor | None, chosen: Iterator[Tensor]
     ) -> tuple[Tensor, Tensor]:
         normal = _rms_normal(x, block.heads_norm)
-        kept = self._share_kept(block)
+        kept = block.resident.alpha
         resident = normal if resident is None else normal + kept * resident
         weights = self._weights(block.heads.router, resident, next(chosen))
         qkv_bank, output_bank = block.heads.qkv.weight, block.heads.output.weight
@@ -188,9 +149,9 @@ class ExpertCheck:
         self.tokens = min(spec.seq_len, max(affordable, 1))
         self.whole = self.tokens == spec.seq_len
         self.indices = self._chosen()
-        self._expected: list[Expected] | None = None
+        self._expected: list[tuple[Tensor, Tensor | None]] | None = None
         self._further: list[Comparison] = []
-        self._sums: list[Expected] = []
+        self._rest: tuple[Tensor, ...] = ()
         self._problem = ""
 
     def __call__(self, outputs: Sequence[Tensor]) -> Correctness:
@@ -211,13 +172,14 @@ class ExpertCheck:
         comparisons = list(self._further)
         compared = names if self.whole else [name for name in names if name == "y"]
         for index, name in enumerate(compared):
+            wanted, plain = self._expected[index]
             output = outputs[index]
             part = output[:, : self.tokens] if name == "y" else output
-            comparisons += self._compared(name, part, self._expected[index])
+            comparisons += self._compared(name, part, wanted, plain)
         timed = names.index("dx") if "dx" in names else len(names)
-        for name, output, total in zip(names[timed:], outputs[timed:], self._sums, strict=False):
+        for name, output, rest in zip(names[timed:], outputs[timed:], self._rest, strict=False):
             allowed = 10 * BASE_TOLERANCE[self.spec.dtype]
-            comparisons.append(Comparison(f"{name} as a sum", total.error(output), allowed))
+            comparisons.append(Comparison(f"{name} as a sum", rms_ratio(output, rest), allowed))
         found = worst(comparisons)
         return Correctness(
             rms_error=found.error,
@@ -261,7 +223,9 @@ class ExpertCheck:
         x = self.inputs.x[:, : self.tokens]
         return FormReference(self.form, x, self.indices, dtype)
 
-    def _in_both(self, compute: Callable[[FormReference], Sequence[Tensor]]) -> list[Expected]:
+    def _in_both(
+        self, compute: Callable[[FormReference], Sequence[Tensor]]
+    ) -> list[tuple[Tensor, Tensor | None]]:
         """Results in float64, each with the same in the case's own precision if that is lower."""
         reference = self._reference(torch.float64)
         wanted = compute(reference)
@@ -270,13 +234,12 @@ class ExpertCheck:
                 f"{max(reference.misrouted):.2%} of the tokens took an expert that was not among"
                 " the best"
             )
-        least = reference.least_sizes or [0.0] * len(wanted)
-        plain: Sequence[Tensor | None] = [None] * len(wanted)
-        if self.spec.dtype != torch.float32:
-            plain = compute(self._reference(self.spec.dtype))
-        return [Expected(*one) for one in zip(wanted, plain, least, strict=True)]
+        if self.spec.dtype == torch.float32:
+            return [(one, None) for one in wanted]
+        plain = compute(self._reference(self.spec.dtype))
+        return list(zip(wanted, plain, strict=True))
 
-    def _references(self) -> list[Expected]:
+    def _references(self) -> list[tuple[Tensor, Tensor | None]]:
         """What the outputs should be: all of them in a whole case, y alone in a large one."""
         d_out = self.inputs.d_out
         found = []
@@ -295,32 +258,31 @@ class ExpertCheck:
         given = self.gradients_for(first)
         wanted = self._in_both(lambda one: one.gradients(first[:, : self.tokens]))
         names = [name for name in self._names() if name != "y"]
-        for name, output, expected in zip(names, given, wanted, strict=True):
+        for name, output, (expected, plain) in zip(names, given, wanted, strict=True):
             part = output[:, : self.tokens] if name == "dx" else output
-            self._further += self._compared(f"{name} of the first", part, expected)
+            self._further += self._compared(f"{name} of the first", part, expected, plain)
         later = given[0][:, self.tokens :]
         if later.any():
             self._problem = "dx of later tokens is not 0 where only first outputs have a gradient"
         rest = self.gradients_for(others)
-        self._sums = [
-            Expected(one + other, least_size=math.hypot(rms(one), rms(other)))
-            for one, other in zip(given, rest, strict=True)
-        ]
+        self._rest = tuple(one + other for one, other in zip(given, rest, strict=True))
 
-    def _compared(self, name: str, output: Tensor, expected: Expected) -> list[Comparison]:
+    def _compared(
+        self, name: str, output: Tensor, wanted: Tensor, plain: Tensor | None
+    ) -> list[Comparison]:
         if name == "y":
             positions = torch.arange(self.tokens, device=output.device)
             parts = row_parts(positions)
             return compare_parts(
-                *(name, output, expected.value, parts),
-                plain=expected.plain,
+                *(name, output, wanted, parts),
+                plain=plain,
                 dtype=self.spec.dtype,
                 factor=OUTPUT_FACTOR,
             )
         allowed = BASE_TOLERANCE[self.spec.dtype]
-        if expected.plain is not None:
-            allowed = max(allowed, GRADIENT_FACTOR * expected.error(expected.plain))
-        return [Comparison(name, expected.error(output), allowed)]
+        if plain is not None:
+            allowed = max(allowed, GRADIENT_FACTOR * rms_ratio(plain, wanted))
+        return [Comparison(name, rms_ratio(output, wanted), allowed)]
 
 
 def _rms_normal(x: Tensor, norm: nn.Module) -> Tensor:

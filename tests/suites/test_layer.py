@@ -8,7 +8,6 @@ import torch
 from dynbench.harness.subject import Unsupported
 from dynbench.suites import layer as layer_module
 from dynbench.suites import sampling
-from dynbench.suites.expertcheck import FormReference
 from dynbench.suites.inputs import layer_inputs
 from dynbench.suites.layer import LayerCall, build_layer
 from dynbench.suites.plan import PlanOptions, plan
@@ -85,9 +84,8 @@ def test_long_layers_of_several_blocks_pass_on_their_first_tokens(provider, pass
     found = call.check(outputs)
     assert found.passed, found
     assert "the first 128 tokens" in found.checked
-    for index, output in enumerate(outputs):
-        # One number may be what is left of large terms, which its error is measured against.
-        assert not call.check(spoilt(outputs, index, 1.02 if output.dim() else 1.2)).passed
+    for index in range(len(outputs)):
+        assert not call.check(spoilt(outputs, index, 1.02)).passed
     if pass_ != "forward":
         wrong = call_of(provider, pass_, 300)
         wrong.keep_forward() if pass_ == "backward" else None
@@ -113,29 +111,6 @@ def test_layers_that_take_the_wrong_experts_fail(provider):
     found = call.check(call.forward())
     assert not found.passed
     assert "100.00% of the tokens took an expert" in found.problem
-
-
-def test_a_gradient_that_is_one_number_is_judged_by_the_terms_that_make_it():
-    """alpha's gradient may cancel to nothing; what it sums up does not."""
-    call = call_of("recursive", "forward_backward")
-    outputs = call.forward_backward()
-    reference = FormReference(call.layer, call.inputs.x, call._new_checker().indices, torch.float64)
-    names = ["x", *dict(call.layer.named_parameters())]
-    at = names.index("block.resident.alpha_logit")
-    wanted = reference.gradients(call.inputs.d_out)[at]
-    (terms,) = reference._of_tokens.values()
-    (of_tokens,) = torch.autograd.grad(
-        reference._forward(), terms, call.inputs.d_out.to(torch.float64)
-    )
-    torch.testing.assert_close(of_tokens.sum(), wanted)
-    size = reference.least_sizes[at]
-    assert size == pytest.approx(float(of_tokens.square().sum().sqrt()))
-    assert sum(reference.least_sizes) == size  # all others by their own RMS
-    least = max(size, abs(float(wanted)))
-    for error, passes in ((0.5e-4, True), (2e-4, False)):
-        moved = [*outputs]
-        moved[1 + at] = (wanted + error * least).to(torch.float32)
-        assert call.check(moved).passed == passes
 
 
 def test_blocks_with_another_attention_fail():
