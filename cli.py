@@ -281,7 +281,6 @@ def run(
         version_of=lambda case: versions.get(case.provider),
     )
     named = request.choose_gpus(gpus, device)
-    request.check_jobs(jobs, suite)
     wanted = request.wanted(
         seq=seq,
         suite=suite,
@@ -313,16 +312,18 @@ def run(
         provider_files=own,
     )
     cases = plan(wanted)
+    request.check_jobs(jobs, suite)
+    lanes = _lanes(named, jobs)
     root = store.check_output_root(out or store.default_root())
     if dry_run:
-        _print_plan(cases, options, jobs * max(len(named), 1))
+        _print_plan(cases, options, len(lanes))
         return
     with locked(request.used_gpus(named, wanted.device)):
         path = _measure(
             cases,
             options,
             root,
-            _lanes(named, jobs),
+            lanes,
             resume=resume,
             chose_cpu=device is None and wanted.device == "cpu",
         )

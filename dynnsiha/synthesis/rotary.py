@@ -11,7 +11,7 @@ def rotary_tables(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every angle position * base^(-2i / head_dim), each [..., T, head_dim / 2].
 
-    Angles are computed in float64: in float32 those at position 8192 are off by 0.001.
+    Angles are computed in float64: in float32 those at position 8191 are off by 0.0002.
 
     Args:
         positions: absolute positions, [T] or [B, T], any integer or float dtype.

@@ -86,8 +86,7 @@ def gate_rounds(
     """
     clock = clock or Clock()
     sides = rounds.sides
-    readings = measure_rounds(rounds, cases, settings, clock, say)
-    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    _, verdicts = measure_rounds(rounds, cases, settings, clock, say)
     notes = [noise_note(verdicts, settings)]
     known = accepted.accepted if accepted else []
     flagged = [v for v in baselines.apply_accepted(verdicts, known, _today()) if v.blocks]
@@ -114,8 +113,9 @@ def retested(
     say(f"{len(flagged)} flagged, measured again: {', '.join(v.label for v in flagged)}")
     ids = {verdict.case_id for verdict in flagged}
     again = replace(rounds, stage="retest")
-    second = measure_rounds(again, [c for c in cases if c.case_id in ids], settings, Clock(), say)
-    retest = judge(pair(second[BASELINE], second[CANDIDATE], settings), settings)
+    _, retest = measure_rounds(
+        again, [c for c in cases if c.case_id in ids], settings, Clock(), say
+    )
     return confirmed(verdicts, retest)
 
 
@@ -223,8 +223,8 @@ def span(values: Sequence[float], form: str = "d") -> str:
 
 def measure_rounds(
     rounds: Rounds, cases: Sequence[Case], settings: Settings, clock: Clock, say: Say
-) -> dict[str, list[Reading]]:
-    """All rounds: the first ones of all cases, then of those that need more.
+) -> tuple[dict[str, list[Reading]], list[CaseVerdict]]:
+    """All rounds, and the verdicts: the first ones of all cases, then of those that need more.
 
     Further rounds tell more of the noise, and may ask for further ones.
     """
@@ -237,7 +237,7 @@ def measure_rounds(
         verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
         needed = rounds_for(verdicts, len(verdicts), settings)
         if not further_rounds(rounds, cases, needed, readings, clock, say):
-            return readings
+            return readings, verdicts
 
 
 def further_rounds(

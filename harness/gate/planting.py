@@ -19,7 +19,7 @@ from dynbench.harness.gate.errors import SettingsError
 from dynbench.harness.gate.gating import Say, further_rounds, rounds_for, span
 from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Clock, Rounds
 from dynbench.harness.gate.settings import Override, Settings
-from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, decide, examine, judge
+from dynbench.harness.gate.verdicts import CaseVerdict, ComparedCase, Verdict, decide, examine
 
 TRIALS = 100
 """At most, for each plant: cases spread evenly over all."""
@@ -130,19 +130,22 @@ def planted_trials(
     say(f"planting {plant} into {count} cases, one at a time")
     while True:
         pairings = pair(readings[BASELINE], readings[CANDIDATE], settings)
-        known = [v for v in judge(pairings, settings) if v.case_id in chosen]
+        examined = [examine(pairing, settings) for pairing in pairings]
+        known = [v for v in decide(examined, settings) if v.case_id in chosen]
         slow_downs = {v.case_id: plant.slow_down(v, settings) for v in known}
-        trials = _planted_one_at_a_time(pairings, slow_downs, settings)
+        trials = _planted_one_at_a_time(pairings, examined, slow_downs, settings)
         needed = rounds_for(trials, len(measured), settings, slow_downs)
         if not further_rounds(rounds, cases, needed, readings, Clock(), say):
             return Trials(plant, list(slow_downs.values()), trials)
 
 
 def _planted_one_at_a_time(
-    pairings: Sequence[Pairing], slow_downs: Mapping[str, float], settings: Settings
+    pairings: Sequence[Pairing],
+    examined: Sequence[CaseVerdict | ComparedCase],
+    slow_downs: Mapping[str, float],
+    settings: Settings,
 ) -> list[CaseVerdict]:
     """The verdict on each case that is to be slower, judged with all the others as they are."""
-    examined = [examine(pairing, settings) for pairing in pairings]
     found = {}
     for place, pairing in enumerate(pairings):
         share = slow_downs.get(pairing.case_id)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dynbench.harness.case import Case
-from dynbench.harness.gate.conditions import pair
 from dynbench.harness.gate.errors import SettingsError
 from dynbench.harness.gate.gating import Say, measure_rounds, noise_note, retested
 from dynbench.harness.gate.outcome import Outcome
 from dynbench.harness.gate.planting import Plant, planted_trials
-from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Clock, Rounds
+from dynbench.harness.gate.rounds import CANDIDATE, Clock, Rounds
 from dynbench.harness.gate.settings import Settings
-from dynbench.harness.gate.verdicts import COMPARED, CaseVerdict, Verdict, judge
+from dynbench.harness.gate.verdicts import COMPARED, CaseVerdict, Verdict
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def self_check(
     What is flagged is a false alarm, since nothing changed. It is measured again, as a gate would.
     Then the ``plants`` follow: slow-downs that it should find.
     """
-    readings = measure_rounds(rounds, cases, settings, clock or Clock(), say)
-    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    readings, verdicts = measure_rounds(rounds, cases, settings, clock or Clock(), say)
     flagged = [verdict for verdict in verdicts if verdict.blocks]
     after = verdicts
     if flagged and settings.retest:

@@ -122,8 +122,8 @@ def test_rounds_are_asked_for_until_none_is_wanting(simulate, make_row):
             return super().measure(cases, index)
 
     rounds = Restless(None, cases)
-    readings = measure_rounds(rounds, cases, settings, Clock(), said.append)
-    verdicts = judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
+    readings, verdicts = measure_rounds(rounds, cases, settings, Clock(), said.append)
+    assert verdicts == judge(pair(readings[BASELINE], readings[CANDIDATE], settings), settings)
     needed = rounds_for(verdicts, len(verdicts), settings)
     assert all(verdict.observations >= needed[verdict.case_id] for verdict in verdicts)
     asked = [line for line in said if "need more rounds" in line]
