@@ -16,6 +16,7 @@ from dynnsiha.attention import NSAConfig
 from dynnsiha.embedding.deep_embed import DeepEmbed
 from dynnsiha.embedding.mapped_table import MappedTable
 from dynnsiha.embedding.segmenter import WordSegmenter
+from dynnsiha.optional import safetensors
 
 WEIGHTS, CONFIG, SEGMENTER = "model.safetensors", "config.json", "segmenter.json"
 
@@ -33,7 +34,7 @@ def save_model(
     Raises:
         ModuleNotFoundError: safetensors is not installed.
     """
-    safetensors = _safetensors()
+    files = safetensors().torch
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: x.detach().contiguous() for name, x in model.state_dict().items()}
@@ -41,7 +42,7 @@ def save_model(
         if isinstance(module, MappedTable):
             weights[f"{name}.weight"] = module.rows
     unfinished = path / f"{WEIGHTS}.unfinished"
-    safetensors.save_file(weights, unfinished)
+    files.save_file(weights, unfinished)
     os.replace(unfinished, path / WEIGHTS)
     (path / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
     if segmenter is not None:
@@ -65,7 +66,7 @@ def load_model(
         ValueError: a configuration of another version, or weights that do not fit it.
         ModuleNotFoundError: safetensors is not installed.
     """
-    safetensors = _safetensors()
+    files = safetensors().torch
     path = Path(folder)
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         raise FileNotFoundError(f"{path}: holds no {CONFIG} and {WEIGHTS}; save a model there")
@@ -77,7 +78,7 @@ def load_model(
         nsa = settings["nsa"] | {"branches": tuple(settings["nsa"]["branches"])}
         settings["nsa"] = NSAConfig(**nsa)
     model = model_type(config_type(**settings))
-    in_file = safetensors.load_file(path / WEIGHTS)
+    in_file = files.load_file(path / WEIGHTS)
     if map_tables:
         for name, module in model.named_modules():
             if isinstance(module, DeepEmbed):
@@ -95,14 +96,3 @@ def load_model(
     if (path / SEGMENTER).is_file():
         segmenter = WordSegmenter.from_dict(json.loads((path / SEGMENTER).read_text()))
     return model.to(device), segmenter
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "saving and loading needs safetensors: pip install 'dynbench[quality]'",
-            name="safetensors",
-        ) from error
-    return safetensors.torch

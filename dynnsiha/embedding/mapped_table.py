@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynnsiha.optional import safetensors
+
 
 class MappedTable(nn.Module):
     """Rows of a memory-mapped table: ids [...] → rows [..., width].
@@ -54,15 +56,15 @@ class MappedTable(nn.Module):
             raise ValueError(f"{self.path} is no table: write one with write_table") from error
 
     def _read_named(self, name: str) -> Tensor:
-        from safetensors import SafetensorError, safe_open  # optional
-
+        files = safetensors()
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
-            with safe_open(self.path, framework="pt", device="cpu") as file:
-                return file.get_tensor(name)  # mapped: nothing is read yet
-        except SafetensorError as error:
+            with files.safe_open(self.path, framework="pt", device="cpu") as file:
+                rows: Tensor = file.get_tensor(name)  # mapped: nothing is read yet
+        except files.SafetensorError as error:
             raise ValueError(f"{self.path} holds no table {name!r}: {error}") from error
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy maps the same file; without this it would hold the table in memory.
