@@ -16,13 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..lists import private_size, shared_size
-from .geometry import line_of, windows_seen
+from .geometry import VARYING, line_of, windows_seen
 from .problem import Problem
 from .softmax import rows_of
 from .sources import keys_of
 
-_LEVELS = 1 << 14  # candidates that the places of a tile keep, in the registers of a program
-_CHUNK = 32  # tiles whose taken blocks fit the bits of one integer
+LEVELS = 1 << 14  # candidates that the places of a tile keep, in the registers of a program
+CHUNK = 32  # tiles whose taken blocks fit the bits of one integer
 
 
 def choose(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,19 +30,39 @@ def choose(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor) -> tuple[Ten
 
     ``lse`` [tokens, H] in base 2 is the compressed branch's.
     """
-    config, geometry = problem.config, problem.geometry
-    kv_heads, device = problem.kv_heads, q.device
-    empty = torch.empty
-    shared = empty(geometry.tiles, kv_heads, shared_size(config), dtype=torch.int32, device=device)
-    private = empty(
-        geometry.tokens, kv_heads, private_size(config), dtype=torch.int32, device=device
-    )
-    operands = (q, k_cmp, lse)
-    forced = config.init_blocks + config.local_blocks
-    _launch(problem, operands, shared, None, forced, problem.tile)
+    shared, private = choose_shared(problem, q, k_cmp, lse), no_private(problem, q.device)
     if private.shape[-1]:
-        _launch(problem, operands, private, shared, 0, 1)
+        _launch(problem, (q, k_cmp, lse), private, shared, 0, 1)
     return shared, private
+
+
+def choose_shared(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor | None = None) -> Tensor:
+    """The shared lists alone; ``lse`` may be missing where logits rank as probabilities do."""
+    config, geometry = problem.config, problem.geometry
+    shape = (geometry.tiles, problem.kv_heads, shared_size(config))
+    shared = torch.empty(shape, dtype=torch.int32, device=q.device)
+    forced = config.init_blocks + config.local_blocks
+    _launch(problem, (q, k_cmp, q if lse is None else lse), shared, None, forced, problem.tile)
+    return shared
+
+
+def no_private(problem: Problem, device: torch.device) -> Tensor:
+    """Room for the private lists: int32 [tokens, K, m]."""
+    shape = (problem.geometry.tokens, problem.kv_heads, private_size(problem.config))
+    return torch.empty(shape, dtype=torch.int32, device=device)
+
+
+def index_mask(problem: Problem) -> int:
+    """The bits of a candidate's key that hold its block."""
+    blocks = triton.cdiv(max(problem.geometry.lengths), problem.config.block_size)
+    return (1 << max(1, (blocks - 1).bit_length())) - 1
+
+
+def logits_rank(problem: Problem) -> bool:
+    """Whether logits rank blocks as probabilities do: one head, one window a block."""
+    config = problem.config
+    sizes = {config.block_size, config.compress_block, config.compress_stride}
+    return problem.group == 1 and len(sizes) == 1
 
 
 def _launch(
@@ -61,8 +81,6 @@ def _launch(
     chosen = lists.shape[-1] - forced
     per_block = config.block_size // config.compress_stride
     per_window = config.compress_block // config.compress_stride
-    longest = max(problem.geometry.lengths)
-    blocks = triton.cdiv(longest, config.block_size)
     top_p = config.top_p if excluded is None else None
     unforced = config.init_blocks + config.local_blocks
     taken = 0 if excluded is None else excluded.shape[-1] - unforced
@@ -70,7 +88,7 @@ def _launch(
     overhang = config.compress_block - config.compress_stride - 1
     all_seen = top_p is None and overhang <= (config.local_blocks - 1) * config.block_size
     # Each place of a tile may keep its own best candidates until the end, if they are few.
-    levels = chosen if chosen * tuned.queries * tuned.launch["BN"] <= _LEVELS else 0
+    levels = chosen if chosen * tuned.queries * tuned.launch["BN"] <= LEVELS else 0
     # Bulk copies take the windows of whole blocks only.
     bulk = problem.bulk and (all_seen or per_block == 1)
     choose_blocks[(len(table), problem.kv_heads)](
@@ -86,7 +104,7 @@ def _launch(
         problem.kv_heads,
         step,
         problem.tile,
-        (1 << max(1, (blocks - 1).bit_length())) - 1,
+        index_mask(problem),
         1.0 if top_p is None else top_p,
         config.min_blocks - private_size(config),
         **(problem.shape | {"TMA": bulk}),
@@ -101,21 +119,21 @@ def _launch(
         FORCED=forced,
         CHOSEN=chosen,
         LEVELS=levels,
-        CHUNK=_CHUNK if taken else 1 << 16,
-        RUN=triton.next_power_of_2(max(1, chosen)),
+        CHUNK=CHUNK if taken else 1 << 16,
+        # Triton 3.6 fails on running sums over fewer than four.
+        RUN=triton.next_power_of_2(max(1 if top_p is None else 4, chosen)),
         EXCLUDED=taken,
         LISTED=0 if excluded is None else excluded.shape[-1],
         # All queries of a program are in one tile, as a rule: its list is looked at once.
         ONE_LIST=taken > 0 and problem.tile % tuned.queries == 0,
-        # One head, one window a block: the logits rank as their probabilities do.
-        RAW=problem.group == 1 and per_block == per_window == 1 and top_p is None,
+        RAW=top_p is None and logits_rank(problem),
         TOP_P=top_p is not None,
         ALL_SEEN=all_seen,
     )
 
 
 @triton.jit
-def _merged(run, key):
+def merged(run, key):
     """The best of the rows' lists ``run`` [BQ, RUN] and of new candidates [BQ, J], unordered."""
     LOWEST: tl.constexpr = -2147483648
     best, low = tl.max(key, 1), tl.min(run, 1)
@@ -128,13 +146,64 @@ def _merged(run, key):
 
 
 @triton.jit
-def _ranked(levels, key):
+def ranked(levels, key):
     """Sorted candidates of every place, and a new one: the least falls out."""
     out = ()
     for i in tl.static_range(len(levels)):
         out = out + (tl.maximum(levels[i], key),)  # noqa: RUF005
         key = tl.minimum(levels[i], key)
     return out
+
+
+@triton.jit
+def nothing_ranked(
+    BQ: tl.constexpr, J: tl.constexpr, CHOSEN: tl.constexpr, RUN: tl.constexpr, LEVELS: tl.constexpr
+):
+    """Empty lists of the rows [BQ, RUN], and LEVELS empty candidates [J, BQ] of every place."""
+    LOWEST: tl.constexpr = -2147483648
+    slot = tl.arange(0, RUN)
+    run = tl.where(slot < CHOSEN, LOWEST + slot, 2147483647)[None, :] + tl.zeros([BQ, 1], tl.int32)
+    levels = ()
+    for _ in tl.static_range(LEVELS):
+        levels = levels + (tl.full([J, BQ], LOWEST, tl.int32),)  # type: ignore[assignment] # noqa: RUF005
+    return run, levels
+
+
+@triton.jit
+def best_first(run, levels, CHOSEN: tl.constexpr, RUN: tl.constexpr):
+    """The lists [BQ, RUN] with the candidates of all places, best first, empty slots last.
+
+    So what walks a list can stop at the first empty slot.
+    """
+    LOWEST: tl.constexpr = -2147483648
+    for i in tl.static_range(len(levels)):
+        run = merged(run, tl.trans(levels[i]))
+    filled = (tl.arange(0, RUN) < CHOSEN)[None, :] & (run >= LOWEST + RUN)
+    return tl.sort(tl.where(filled, run, LOWEST), descending=True)
+
+
+@triton.jit
+def candidates(
+    scores, column, taken, tile, stop, crosses, index_mask,
+    INIT: tl.constexpr, EXCLUDED: tl.constexpr, RAW: tl.constexpr,
+):  # fmt: skip
+    """Keys of the blocks ``column`` [J] by their scores [J, BQ]; the lowest where one is none.
+
+    That is: forced, in the bit of this ``tile`` of what is ``taken`` if lists are EXCLUDED, or from
+    ``stop`` [BQ] on, which matters only if the tile ``crosses`` it. RAW scores may be negative.
+    """
+    LOWEST: tl.constexpr = -2147483648
+    fits = (column >= INIT)[:, None]
+    if EXCLUDED > 0:
+        fits &= ((taken >> tile) & 1) == 0
+    bits = scores.to(tl.int32, bitcast=True)
+    if RAW:
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = (bits & ~index_mask) | (index_mask - column)[:, None]
+    key = tl.where(fits, key, LOWEST)
+    if crosses:
+        key = tl.where(column[:, None] < stop[None, :], key, LOWEST)
+    return key
 
 
 @triton.jit
@@ -186,7 +255,7 @@ def _joined(
 
 
 @triton.jit
-def _taken_before(
+def taken_before(
     lists, base, some,
     J: tl.constexpr, EXCLUDED: tl.constexpr, CHUNK: tl.constexpr, ONE_LIST: tl.constexpr,
 ):  # fmt: skip
@@ -208,7 +277,7 @@ def _taken_before(
     return bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def choose_blocks(
     q,
     k_cmp,
@@ -283,10 +352,7 @@ def choose_blocks(
     last_own = (tl.minimum(row + (BQ - 1) * step, end - 1) - start) // BS
     width = kv_heads * D
     place, slot = tl.arange(0, J), tl.arange(0, RUN)
-    run = tl.where(slot < CHOSEN, LOWEST + slot, 2147483647)[None, :] + tl.zeros([BQ, 1], tl.int32)
-    levels = ()
-    for _ in tl.static_range(LEVELS):
-        levels = levels + (tl.full([J, BQ], LOWEST, tl.int32),)  # type: ignore[assignment] # noqa: RUF005
+    run, levels = nothing_ranked(BQ, J, CHOSEN, RUN, LEVELS)
     score = tl.zeros([J, BQ * GP], tl.float32)
     spill = tl.zeros([J, BQ * GP], tl.float32)
     held = tl.zeros([J, BQ], tl.float32)
@@ -296,8 +362,7 @@ def choose_blocks(
     reach = last_own + 1 if TOP_P else last_own - LOCAL + 1
     last = windows_seen(tl.minimum(row + (BQ - 1) * step, end - 1) - start, CB, ST)
     for base in range(0, reach, CHUNK * J):
-        if EXCLUDED > 0:
-            taken = _taken_before(list_, base, some, J, EXCLUDED, CHUNK, ONE_LIST)
+        taken = taken_before(list_, base, some, J, EXCLUDED, CHUNK, ONE_LIST)
         steps = tl.cdiv(tl.minimum(reach - base, CHUNK * J), J) * PB
         for step_ in range(steps):
             # The i-th windows of J blocks are one product: a block's windows are added in place.
@@ -328,30 +393,19 @@ def choose_blocks(
                     forced = (column < INIT)[:, None] | (column[:, None] >= stop[None, :])
                     weight += tl.sum(tl.where(complete, scores, 0.0), 0)
                     forced_weight += tl.sum(tl.where(complete & forced, scores, 0.0), 0)
-                fits = (column >= INIT)[:, None]
-                if EXCLUDED > 0:
-                    fits &= ((taken >> (step_ // PB)) & 1) == 0
-                bits = scores.to(tl.int32, bitcast=True)
-                if RAW:
-                    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-                key = (bits & ~index_mask) | (index_mask - column)[:, None]
-                key = tl.where(fits, key, LOWEST)
-                if block + J > first_stop:
-                    key = tl.where(column[:, None] < stop[None, :], key, LOWEST)
+                key = candidates(
+                    scores, column, taken, step_ // PB, stop, block + J > first_stop, index_mask,
+                    INIT, EXCLUDED, RAW,
+                )  # fmt: skip
                 if LEVELS > 0:
-                    levels = _ranked(levels, key)
+                    levels = ranked(levels, key)
                 else:
-                    run = _merged(run, tl.trans(key))
+                    run = merged(run, tl.trans(key))
                 if PB > 1:
                     score = tl.zeros([J, BQ * GP], tl.float32)
                     if PW != 2:
                         spill = tl.zeros([J, BQ * GP], tl.float32)
-    for i in tl.static_range(LEVELS):
-        run = _merged(run, tl.trans(levels[i]))
-
-    # The best come first, and empty slots last: what walks a list can stop at the first one.
-    filled = (slot < CHOSEN)[None, :] & (run >= LOWEST + RUN)
-    run = tl.sort(tl.where(filled, run, LOWEST), descending=True)
+    run = best_first(run, levels, CHOSEN, RUN)
     taken = run > LOWEST
     if TOP_P:
         value = tl.where(run > LOWEST, (run & ~index_mask).to(tl.float32, bitcast=True), 0.0)

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import line_of, windows_seen
+from .geometry import VARYING, line_of, windows_seen
 from .problem import Gradients, Operands, Problem
-from .softmax import absorb, finished, fresh, overflown, rows_of, store_rows
+from .softmax import FEW, absorb, finished, fresh, overflown, rows_of, store_rows
 from .sources import keys_of, numbers_of, tile_of
 
 _PROGRAMS = 2048  # enough to fill a large GPU several times
@@ -42,7 +42,7 @@ def forward(problem: Problem, q: Tensor, k_cmp: Tensor, v_cmp: Tensor) -> tuple[
 
 
 @triton.jit
-def _over_windows(
+def over_windows(
     tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
     D: tl.constexpr, TMA: tl.constexpr, BN: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
@@ -92,12 +92,12 @@ def compressed_forward(
     all_see = windows_seen(row - start, CB, ST)
     last = windows_seen(tl.minimum(row + BQ, end) - 1 - start, CB, ST)
     width = kv_heads * D
-    top, total, acc = _over_windows(
+    top, total, acc = over_windows(
         tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
         D, TMA, BN, False,
     )  # fmt: skip
-    if overflown(total, live & (seen > 0), tile.dtype):
-        top, total, acc = _over_windows(
+    if (all_see < FEW) | overflown(total, live & (seen > 0), tile.dtype):
+        top, total, acc = over_windows(
             tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
             D, TMA, BN, True,
         )  # fmt: skip
@@ -147,7 +147,7 @@ def backward(problem: Problem, operands: Operands, grads: Gradients) -> tuple[Te
     return dk.sum(0), dv.sum(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def compressed_backward(
     q,
     k_cmp,

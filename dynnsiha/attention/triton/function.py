@@ -15,7 +15,7 @@ from ..config import NSAConfig
 from ..lists import private_size, shared_size
 from ..outputs import BlockIndices, NSAAux
 from ..stages import stage
-from . import choice, compressed, keys, pairs, summaries, sums, tiles
+from . import choice, compressed, compressed_choice, keys, pairs, summaries, sums, tiles
 from .geometry import geometry_of
 from .lists import Lists, plan
 from .order import Order, Segments, by_block
@@ -130,13 +130,19 @@ class _Core(torch.autograd.Function):
         operands = Operands(q, k, v, k_cmp, v_cmp, gates)
         choose = shared is None and "selected" in branches
         o_cmp = lse_cmp = None
-        if choose or "compressed" in branches:
+        if choose and compressed_choice.serves(problem):
+            with stage("choice"):
+                shared = choice.choose_shared(problem, q, k_cmp)
+            with stage("compressed"):
+                o_cmp, lse_cmp, private = compressed_choice.forward(
+                    problem, q, k_cmp, v_cmp, shared
+                )
+        elif choose or "compressed" in branches:
             with stage("compressed"):
                 o_cmp, lse_cmp = compressed.forward(problem, q, k_cmp, v_cmp)
-        if choose:
-            assert lse_cmp is not None
-            with stage("choice"):
-                shared, private = choice.choose(problem, q, k_cmp, lse_cmp)
+            if choose:
+                with stage("choice"):
+                    shared, private = choice.choose(problem, q, k_cmp, lse_cmp)
         shared, private = _public(problem, q.device, shared, private)
         lists = plan(problem, shared, private)
         outputs = _room(problem, q, o_cmp, lse_cmp, training)

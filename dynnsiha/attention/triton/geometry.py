@@ -21,6 +21,13 @@ from ..summaries import window_count
 
 COLUMNS = 7  # row, start, end (tokens), first block, window, tile of the sequence, its number
 
+VARYING = [
+    *("tokens", "blocks", "windows", "count", "bins", "spread", "length", "index_mask"),
+    *("unit_pieces", "parts", "first_block", "piece_heads", "first_head", "first_row"),
+]
+"""Arguments that follow from the length, or differ from piece to piece: no kernel is compiled anew
+for their values, for instance because they happen to be multiples of 16."""
+
 
 @dataclass(frozen=True)
 class Geometry:

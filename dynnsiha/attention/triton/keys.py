@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import line_of
+from .geometry import VARYING, line_of
 from .order import Segments
-from .problem import PIECE, Gradients, Operands, Piece, Problem
+from .problem import Gradients, Operands, Piece, Problem
 from .sources import keys_of, numbers_of, tile_of
 
 
@@ -52,7 +52,7 @@ def backward(
     return Segments(dk, dv, torch.arange(bins + 1, dtype=torch.int32, device=q.device))
 
 
-@triton.jit(do_not_specialize=PIECE)
+@triton.jit(do_not_specialize=VARYING)
 def keys_backward(
     q,
     k,

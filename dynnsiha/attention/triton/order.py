@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .geometry import VARYING
+
 _BINS_IN_16_BITS = 1 << 16
 
 
@@ -153,7 +155,7 @@ def _numbers(
     return torch.arange(lowest, lowest + count, dtype=dtype, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def pair_keys(
     lists,
     first_block,
@@ -188,7 +190,7 @@ def pair_keys(
     tl.store(keys + pair, key.to(keys.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def pair_places(
     pair, part_of_unit, first_unit, unit_of_pair, line_of_pair, count, heads, slots, piece_heads,
     parts, SIZE: tl.constexpr,

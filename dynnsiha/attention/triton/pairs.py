@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..architecture import AMPERE
 from ..config import BRANCHES
-from .geometry import line_of
+from .geometry import VARYING, line_of
 from .lists import Lists
 from .order import Order, Segments, segment_of
-from .problem import PIECE, Gradients, Operands, Piece, Problem
+from .problem import Gradients, Operands, Piece, Problem
 from .softmax import rows_of
 from .sources import keys_of, numbers_of, tile_of
 
@@ -64,7 +64,7 @@ def forward(
     return part, lse
 
 
-@triton.jit(do_not_specialize=PIECE)
+@triton.jit(do_not_specialize=VARYING)
 def pairs_forward(
     q,
     k,
@@ -222,7 +222,7 @@ def _launch(
     return Segments(dk, dv, order.segment)
 
 
-@triton.jit(do_not_specialize=PIECE)
+@triton.jit(do_not_specialize=VARYING)
 def pairs_backward(
     q,
     k,

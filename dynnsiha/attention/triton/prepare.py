@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .geometry import VARYING
 from .problem import Gradients, Outputs, Problem
 
 NEAR = tl.constexpr(3)  # line of the keys that both the selected and the sliding branch see
@@ -77,7 +78,7 @@ def _together(first, first_shift, second, second_shift):
     return log, (a * first_shift + b * second_shift) / weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def prepare_rows(
     grad, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win, gates, logs, delta, dgates, count,
     D: tl.constexpr, N: tl.constexpr,

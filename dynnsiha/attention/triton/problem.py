@@ -20,9 +20,6 @@ _ROW_BYTES = 1 << 30  # for partial results of queries
 _KEY_BYTES = 1 << 30  # for partial dk and dv
 _PARTIAL_SETS = 3  # of dk and dv: pairs, shared lists, window
 
-PIECE = ["first_block", "piece_heads", "first_head", "first_row"]
-"""Arguments that differ from piece to piece: kernels are not compiled anew for their values."""
-
 
 @dataclass(frozen=True)
 class Problem:

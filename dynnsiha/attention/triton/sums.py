@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import line_of, windows_seen
+from .geometry import VARYING, line_of, windows_seen
 from .order import Segments
 from .problem import Piece, Problem
 
@@ -99,7 +99,7 @@ def _segments(dk_sum, dv_sum, dk, dv, bounds, bin_, at, SIZE: tl.constexpr):
     return dk_sum, dv_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def finish_keys(
     dk_a,
     dv_a,

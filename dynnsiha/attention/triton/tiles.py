@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import line_of, windows_seen
+from .geometry import VARYING, line_of, windows_seen
 from .lists import Lists
-from .problem import PIECE, Gradients, Operands, Outputs, Piece, Problem
-from .softmax import closed, unpacked
+from .problem import Gradients, Operands, Outputs, Piece, Problem
+from .softmax import FEW, closed, unpacked
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 from .walk import listed, partial_results, slots_used, walked
 
@@ -73,7 +73,7 @@ def forward(
     )
 
 
-@triton.jit(do_not_specialize=PIECE)
+@triton.jit(do_not_specialize=VARYING)
 def tiles_forward(
     q,
     k,
@@ -146,7 +146,7 @@ def tiles_forward(
             G, GP, D, TMA, BQ, BN, BS, R, SLOTS, INIT, LOCAL, SELECTED, SLIDING, TRAIN, SHIFTED,
         )  # fmt: skip
         if not SHIFTED:  # noqa: SIM102
-            if wrong:
+            if wrong | (row - start < FEW):
                 top, total, acc, o_near, wrong = walked(
                     tile, k, v, shared, o_win, lse_win, sequence, block_row, row, start, end,
                     tile0, kv, heads, scale2, k_t, k_h, v_t, v_h, shared_t, shared_h, window,
@@ -251,7 +251,7 @@ def backward(
     )
 
 
-@triton.jit(do_not_specialize=PIECE)
+@triton.jit(do_not_specialize=VARYING)
 def tiles_backward(
     q,
     k,

@@ -46,6 +46,19 @@ def test_every_group_and_width(case):
     assert_accurate(case.inputs(), case.config, per_branch=False)
 
 
+@pytest.mark.parametrize("kind", [EXACT, HYBRID, PAPER], ids=str)
+def test_what_sees_one_key_cannot_move_its_weight(kind):
+    """The gradient of q and k is then a difference of equal numbers, in every branch."""
+    windows_end = kind.config.compress_block
+    case = replace(kind.at(windows_end), batch=4)
+    for branch in range(3):
+        whole = run(case.inputs(seed=branch).gated(branch), case.config)
+        lonely = whole.grads[0][:, :1] if branch else whole.grads[0][:, -1:]
+        assert lonely.abs().max() < (1e-3 if ON_GPU else 1e-4)
+        assert not branch or whole.grads[0].abs().max() > 1e-2
+        assert branch or whole.grads[1].abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("kind", [EXACT, HYBRID], ids=str)
 def test_sequences_of_one_length_are_a_batch(kind):
     """Packed or stacked, with and without an empty one between."""
