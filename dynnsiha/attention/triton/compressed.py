@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .geometry import VARYING, line_of, windows_seen
 from .problem import Gradients, Operands, Problem
-from .softmax import FEW, absorb, finished, fresh, overflown, rows_of, store_rows
+from .softmax import absorb, finished, fresh, overflown, rows_of, store_rows
 from .sources import keys_of, numbers_of, tile_of
 
 _PROGRAMS = 2048  # enough to fill a large GPU several times
@@ -96,7 +96,7 @@ def compressed_forward(
         tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
         D, TMA, BN, False,
     )  # fmt: skip
-    if (all_see < FEW) | overflown(total, live & (seen > 0), tile.dtype):
+    if overflown(total, live & (seen > 0), tile.dtype):
         top, total, acc = over_windows(
             tile, k_cmp, v_cmp, sequence, window, last, kv, width, scale2, seen, all_see,
             D, TMA, BN, True,

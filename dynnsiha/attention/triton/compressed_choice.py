@@ -18,7 +18,7 @@ from .choice import best_first, candidates, nothing_ranked, ranked, taken_before
 from .compressed import over_windows
 from .geometry import VARYING, line_of, windows_seen
 from .problem import Problem
-from .softmax import FEW, absorb, finished, fresh, overflown, rows_of, store_rows
+from .softmax import absorb, finished, fresh, overflown, rows_of, store_rows
 from .sources import keys_of
 
 
@@ -150,7 +150,7 @@ def compressed_choice_forward(
     at = private + (token.to(tl.int64) * kv_heads + head)[:, None] * CHOSEN + slot[None, :]
     tl.store(at, block, mask=live[:, None] & (slot < CHOSEN)[None, :])
 
-    if (all_see < FEW) | overflown(total, live & (seen > 0), tile.dtype):
+    if overflown(total, live & (seen > 0), tile.dtype):
         top, total, acc = over_windows(
             tile, k_cmp, v_cmp, sequence, window, last, head, width, scale2, seen, all_see,
             D, TMA, BN, True,

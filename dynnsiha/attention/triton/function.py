@@ -173,7 +173,7 @@ class _Core(torch.autograd.Function):
         outputs = Outputs(grad, *saved)
         branches = problem.config.branches
         with stage("prepare"):
-            grads, dgates = prepare(problem, outputs, gates, grad.to(q.dtype).contiguous())
+            grads, dgates = prepare(problem, operands, outputs, grad.to(q.dtype).contiguous())
         of_means = None
         if "compressed" in branches:
             with stage("dkdv compressed"):

@@ -80,9 +80,12 @@ class Geometry:
         rows = [row for a, b in pairwise(self.bounds) for row in range(a, b, size)]
         return [*rows, self.tokens]
 
-    def programs(self, span: int) -> Tensor:
-        """A line for every ``span`` tokens of each sequence: int32 [programs, COLUMNS]."""
-        return _programs(self, span)
+    def programs(self, span: int, most: int | None = None) -> Tensor:
+        """A line for every ``span`` tokens of each sequence: int32 [programs, COLUMNS].
+
+        ``most`` cuts sequences to so many tokens.
+        """
+        return _programs(self, span, most)
 
     def tile_of_token(self) -> Tensor:
         """The tile of every token: int64 [tokens]."""
@@ -128,10 +131,11 @@ def geometry_of(
 
 
 @functools.lru_cache(maxsize=256)
-def _programs(geometry: Geometry, span: int) -> Tensor:
+def _programs(geometry: Geometry, span: int, most: int | None) -> Tensor:
     parts = []
     for line in geometry._sequences():
-        rows = torch.arange(line[0], line[1], span)
+        stop = line[1] if most is None else min(line[1], line[0] + most)
+        rows = torch.arange(line[0], stop, span)
         parts.append(torch.cat([rows[:, None], torch.tensor(line).expand(len(rows), -1)], 1))
     return torch.cat(parts).int().to(geometry.device)
 

@@ -7,18 +7,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import VARYING
-from .problem import Gradients, Outputs, Problem
+from .geometry import VARYING, line_of, windows_seen
+from .problem import Gradients, Operands, Outputs, Problem
+from .softmax import rows_of
 
 NEAR = tl.constexpr(3)  # line of the keys that both the selected and the sliding branch see
 _ROWS = 32
+_FEW_WINDOWS = 3
+_FEW_ROWS = 16
 
 
 def prepare(
-    problem: Problem, outputs: Outputs, gates: Tensor, grad: Tensor
+    problem: Problem, operands: Operands, outputs: Outputs, grad: Tensor
 ) -> tuple[Gradients, Tensor]:
     """The gradient's companions, and the gradient of the gates [tokens, H, 3]."""
     tokens, heads, width = grad.shape
+    gates = operands.gates
     logs = torch.empty(4, tokens, heads, dtype=torch.float32, device=grad.device)
     delta = torch.empty_like(logs)
     dgates = torch.zeros_like(gates)
@@ -42,6 +46,8 @@ def prepare(
         SELECTED="selected" in branches,
         SLIDING="sliding" in branches,
     )
+    if "compressed" in branches:
+        _few_windows(problem, operands, outputs, grad, delta, dgates)
     return Gradients(grad, logs, delta), dgates
 
 
@@ -105,3 +111,71 @@ def prepare_rows(
             log, shift = _together(log, shift, w_log, w_shift)
         tl.store(logs + total * NEAR + line, log, mask=live)
         tl.store(delta + total * NEAR + line, shift, mask=live)
+
+
+def _few_windows(
+    problem: Problem,
+    operands: Operands,
+    outputs: Outputs,
+    grad: Tensor,
+    delta: Tensor,
+    dgates: Tensor,
+) -> None:
+    """Correct what ``prepare_rows`` wrote of the compressed branch at the first windows' tokens."""
+    config, q = problem.config, operands.q
+    seen_by = config.compress_block - 1 + _FEW_WINDOWS * config.compress_stride
+    table = problem.geometry.programs(_FEW_ROWS, seen_by)
+    few_windows[(len(table), q.shape[1])](
+        q,
+        operands.k_cmp,
+        operands.v_cmp,
+        grad,
+        outputs.lse_compressed,
+        delta,
+        dgates,
+        table,
+        problem.scale2,
+        q.stride(0),
+        q.stride(1),
+        problem.kv_heads,
+        G=problem.group,
+        D=problem.head_dim,
+        N=_FEW_ROWS,
+        CB=config.compress_block,
+        ST=config.compress_stride,
+        MOST=_FEW_WINDOWS,
+    )
+
+
+@triton.jit
+def few_windows(
+    q, k_cmp, v_cmp, grad, lse, delta, dgates, table, scale2, q_t, q_h, kv_heads,
+    G: tl.constexpr, D: tl.constexpr, N: tl.constexpr, CB: tl.constexpr, ST: tl.constexpr,
+    MOST: tl.constexpr,
+):  # fmt: skip
+    """Delta in rows of one head that see up to MOST windows, from probabilities, in float32.
+
+    The gradient of a logit is p (dp - delta). Where few windows overlap, dp and delta are nearly
+    equal, and delta from an output of 16 bits would be wrong by as much as they differ.
+    """
+    row, start, end, _b, window, _t, _n = line_of(table, tl.program_id(0))
+    head = tl.program_id(1)
+    heads = kv_heads * G
+    token = row + tl.arange(0, N)
+    seen = windows_seen(token - start, CB, ST)
+    live = (token < end) & (seen > 0) & (seen <= MOST)
+    all_heads = head + tl.zeros([N], tl.int32)
+    tile = rows_of(q, token, all_heads, live, q_t, q_h, D).to(tl.float32)
+    rows = rows_of(grad, token, all_heads, live, heads * D, D, D).to(tl.float32)
+    line = token.to(tl.int64) * heads + head
+    log = tl.load(lse + line, mask=live, other=float("inf"))
+    inner = tl.zeros([N], tl.float32)
+    for i in tl.static_range(MOST):
+        at = (tl.cast(window + i, tl.int64) * kv_heads + head // G) * D + tl.arange(0, D)
+        some = i < tl.max(tl.where(live, seen, 0), 0)
+        k = tl.load(k_cmp + at, mask=some, other=0.0).to(tl.float32)
+        v = tl.load(v_cmp + at, mask=some, other=0.0).to(tl.float32)
+        p = tl.exp2(tl.sum(tile * k[None, :], 1) * scale2 - log)
+        inner += tl.where(i < seen, p * tl.sum(rows * v[None, :], 1), 0.0)
+    tl.store(delta + line, inner, mask=live)
+    tl.store(dgates + line * 3, inner.to(dgates.dtype.element_ty), mask=live)

@@ -12,11 +12,6 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-FEW = tl.constexpr(8)
-"""Rows that see fewer keys are SHIFTED. Rounding the one probability that there is to 16 bits would
-be an error of all of the output, and of all of its gradient, which is a difference; the errors of
-many average out. Shifted, the largest probability is exactly 1."""
-
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 

@@ -14,11 +14,15 @@ from torch import Tensor
 from .geometry import VARYING, line_of, windows_seen
 from .lists import Lists
 from .problem import Gradients, Operands, Outputs, Piece, Problem
-from .softmax import FEW, closed, unpacked
+from .softmax import closed, unpacked
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
 from .walk import listed, partial_results, slots_used, walked
 
 _PART_STAGES = tl.constexpr(4)  # partial results that are read ahead
+_FEW = tl.constexpr(8)
+"""Rows that see fewer keys are shifted by a maximum: the largest probability is then exactly 1.
+Rounded to 16 bits, the only one would be an error of all of the output, and of all of the gradient
+of q, which is a difference. The errors of many average out."""
 
 
 def forward(
@@ -146,7 +150,7 @@ def tiles_forward(
             G, GP, D, TMA, BQ, BN, BS, R, SLOTS, INIT, LOCAL, SELECTED, SLIDING, TRAIN, SHIFTED,
         )  # fmt: skip
         if not SHIFTED:  # noqa: SIM102
-            if wrong | (row - start < FEW):
+            if wrong | (row - start < _FEW):
                 top, total, acc, o_near, wrong = walked(
                     tile, k, v, shared, o_win, lse_win, sequence, block_row, row, start, end,
                     tile0, kv, heads, scale2, k_t, k_h, v_t, v_h, shared_t, shared_h, window,
