@@ -118,3 +118,18 @@ def test_the_h100_table():
                 assert_shows(cell, found.item())
                 if dense_ms is not None:
                     assert cell.endswith(f"({dense_ms / found.item():.2f}×)")
+
+
+def test_the_table_beside_fla():
+    frame = rows_of("h100")
+    frame = frame[frame["branches"].notna() & ~frame["branches"].str.contains("sliding", na=False)]
+    header, lines = tables()[2]
+    assert header == ["T", "pass", "fla", "dynnsiha, exact"]
+    assert lines
+    for length, pass_, theirs, ours in lines:
+        timer = "graph" if length.endswith("graph") else "event"
+        here = chosen(frame, seq_len=tokens(length.split()[0]), timer=timer, **{"pass": pass_})
+        ms = [chosen(here, provider=name)["latency_ms"].item() for name in ("fla", "dynnsiha")]
+        assert_shows(theirs, ms[0])
+        assert_shows(ours, ms[1])
+        assert ours.endswith(f"({ms[0] / ms[1]:.2f}×)")

@@ -26,7 +26,9 @@ BACKEND = os.environ.get("DYNNSIHA_TEST_BACKEND", "triton")
 """The backend under test; another one's name runs the same tests on it."""
 
 MOST_ERROR = 0.005
-"""Root-mean-square error over root-mean-square truth, of every tensor."""
+"""Root-mean-square error over root-mean-square truth, of every tensor; where plain torch is further
+off, as far as plain torch. It is where a gradient is the difference of two overlapping windows of
+bfloat16: 0.006 to 0.012 at 50 to 65 tokens of the paper's windows."""
 
 TIMES_PLAIN = {"out": 2.0, "lse": 2.0}
 """Most error in units of plain torch's; gradients may have three times as much."""
@@ -133,7 +135,8 @@ def assert_gates(mine: Result, inputs: Inputs, config: NSAConfig, label: str) ->
         assert x.shape == best.shape, f"{label} {name}: has shape {list(x.shape)}"
         assert torch.isfinite(x).all(), f"{label} {name}: has NaN or infinity"
         off, allowed = error(x, best), TIMES_PLAIN.get(name, 3.0) * error(low, best, 0.0)
-        assert off < MOST_ERROR, f"{label} {name}: error {off:.5f}"
+        most = max(MOST_ERROR, error(low, best, 0.0))
+        assert off < most, f"{label} {name}: error {off:.5f} > {most:.5f}"
         assert off <= max(allowed, _ROUNDING), f"{label} {name}: error {off:.5f} > {allowed:.5f}"
 
 
