@@ -107,6 +107,8 @@ CALLS = (
     Call("headless, exact", (32, 32, 128), _exact()),
     Call("headless, packed, float16", (4, 4, 128), _hybrid(), torch.float16, lengths=_PACKED),
     Call("narrow headless", (4, 4, 64), _hybrid()),
+    Call("narrow headless, packed", (4, 4, 64), _hybrid(), lengths=_PACKED),
+    Call("wide headless, packed", (4, 4, 256), _hybrid(), lengths=_PACKED),
     Call("gqa4, packed", (32, 8, 128), _hybrid(), lengths=_PACKED),
     Call("given lists", (64, 4, 128), _exact(top_n=13, branches=("selected",)), given="lists"),
     Call("given lists, 64 share", (64, 1, 128), _exact(branches=("selected",)), given="lists"),

@@ -130,6 +130,9 @@ def _attend(
             warnings.simplefilter("ignore", UserWarning)
             out, aux = flex_attention(q.detach(), k.detach(), v.detach(), **options)
     else:
+        # For fewer than 128 queries torch would take a kernel of its own, made for decoding, which
+        # has no tiles that fit these masks.
+        options["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
         with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):
             out, aux = _compiled()(q, k, v, **options)
     return out, aux.lse

@@ -16,7 +16,7 @@ from .lists import Lists
 from .problem import Gradients, Operands, Outputs, Piece, Problem
 from .softmax import closed, unpacked
 from .sources import keys_of, loaded_tile, numbers_of, store_numbers, store_tile
-from .walk import listed, partial_results, slots_used, walked
+from .walk import WIDE, listed, partial_results, slots_used, walked
 
 _PART_STAGES = tl.constexpr(4)  # partial results that are read ahead
 _FEW = tl.constexpr(8)
@@ -196,7 +196,12 @@ def tiles_forward(
             result = tl.zeros([BQ * GP, D], tl.float32)
         if SLIDING:
             gate = numbers_of(gates + 2, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)
-            result += gate[:, None] * unpacked(o_near, tile.dtype)
+            if TRAIN and D >= WIDE:
+                tl.debug_barrier()  # other threads may have written it
+                o = loaded_tile(o_win, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
+            else:
+                o = unpacked(o_near, tile.dtype)
+            result += gate[:, None] * o
         if COMPRESSED:
             o = loaded_tile(o_cmp, row, some, kv, heads * D, D, G, GP, BQ, D).to(tl.float32)
             gate = numbers_of(gates, row, some, kv, heads, G, GP, BQ, 3).to(tl.float32)

@@ -81,10 +81,11 @@ EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
     },
     (HOPPER, "bulk", False): {
         "compressed backward": {128: (64, 64, 8, 2), 256: (32, 64, 8, 2)},
-        "tiles": {128: (64, 64, 8, 2), 256: (64, 32, 8, 1)},
+        "tiles": {128: (64, 64, 8, 2), 256: (64, 16, 8, 1)},
         "tiles backward": {128: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
         "units backward": {128: (64, 0, 8, 2)},
         "keys": {128: (64, 0, 8, 2), 256: (64, 0, 8, 1)},
+        "compressed choice": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (64, 32, 8, 2)},
     },
     (HOPPER, "group", 64): {
         "units backward": {128: (64, 0, 8, 2)},
@@ -101,6 +102,8 @@ EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
         "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2)},
     },
     (BLACKWELL, "bulk", False): {
+        "choice": {128: (64, 32, 8, 2)},
+        "compressed choice": {64: (64, 32, 8, 2)},
         "tiles": {256: (64, 16, 8, 1)},
     },
     (BLACKWELL, "block_size", 32): {

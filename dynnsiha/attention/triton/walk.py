@@ -8,6 +8,11 @@ import triton.language as tl
 from .softmax import absorb, finished, fresh, overflown, packed, unpacked
 from .sources import keys_of, store_numbers, store_tile
 
+WIDE = tl.constexpr(256)
+"""Heads so wide that the window's output does not fit beside the selected branch's in registers."""
+
+_AT_ONCE = tl.constexpr(32)  # numbers of a list that are read without waiting, a register each
+
 
 @triton.jit
 def listed(lists, unit, kv, stride_t, stride_h, slot, INIT: tl.constexpr, SKIP: tl.constexpr):
@@ -31,9 +36,14 @@ def slots_used(
     one address, and keeps the loop that they bound in uniform registers.
     """
     used = 0
-    for slot in tl.static_range(SLOTS):
-        block = listed(lists, unit, kv, stride_t, stride_h, slot, INIT, SKIP)
-        used = tl.where(block >= 0, slot + 1, used)
+    if SLOTS <= _AT_ONCE:
+        for slot in tl.static_range(SLOTS):
+            block = listed(lists, unit, kv, stride_t, stride_h, slot, INIT, SKIP)
+            used = tl.where(block >= 0, slot + 1, used)
+    else:
+        for slot in tl.range(SLOTS, num_stages=1):
+            block = listed(lists, unit, kv, stride_t, stride_h, slot, INIT, SKIP)
+            used = tl.where(block >= 0, slot + 1, used)
     return used
 
 
@@ -48,8 +58,8 @@ def walked(
 ):  # fmt: skip
     """A tile's window and shared list: the selected branch's running state, the window's output.
 
-    The output is packed, or 0 where there is no window; with TRAIN it is stored as well. Last is
-    whether sums are ``overflown``.
+    The output is packed, or 0 where there is no window. With TRAIN it is stored as well, and of
+    WIDE heads it is only stored. Last is whether sums are ``overflown``.
     """
     # Where it is the second try, a rare one, it must not take more shared memory than the first.
     STAGES: tl.constexpr = 1 if SHIFTED and LOCAL > 0 else None
@@ -90,7 +100,8 @@ def walked(
         if TRAIN:
             store_numbers(lse_win, logs, row, some, kv, heads, G, GP, BQ)
             store_tile(o_win, o, row, some, kv, heads * D, D, G, GP, BQ, D)
-        o_near = packed(o, tile.dtype)
+        if not (TRAIN and D >= WIDE):
+            o_near = packed(o, tile.dtype)
         if SELECTED:
             top, total = n_top, n_total
             acc = unpacked(o_local, tile.dtype) * total[:, None]
