@@ -1,8 +1,9 @@
 """Colours, markers, dashes, and plotly's light and dark templates.
 
-Colour is a function of the provider's base name alone (``sdpa`` of ``sdpa:cudnn``), from the
-palette of Okabe and Ito that readers with any colour vision can tell apart; marker and dash tell
-a provider's variants apart, so that nothing rests on colour only.
+Colour is a function of the provider's base name alone (``sdpa`` of ``sdpa:cudnn``), from palettes
+that readers with any colour vision can tell apart: Okabe and Ito's for what most reports show, Paul
+Tol's for forms that few do. Marker and dash tell a provider's variants apart, and markers the
+providers too, so that nothing rests on colour only.
 """
 
 from __future__ import annotations
@@ -23,20 +24,37 @@ OKABE_ITO = {
     "purple": "#CC79A7",
 }
 
-_KNOWN = {
-    "sdpa": "blue",
-    "flash": "orange",
-    "flex": "sky",
-    "nsa": "green",
-    "dynsiha": "purple",
-    "dynnsiha": "vermillion",
-    "fla": "yellow",
+TOL = {
+    "indigo": "#332288",
+    "teal": "#44AA99",
+    "olive": "#999933",
+    "wine": "#882255",
+    "magenta": "#AA4499",
 }
-_OWN = "black"  # a user's own providers never look like a built-in one; markers tell them apart
+
+_KNOWN = {
+    "sdpa": OKABE_ITO["blue"],
+    "flash": OKABE_ITO["orange"],
+    "flex": OKABE_ITO["sky"],
+    "nsa": OKABE_ITO["green"],
+    "dynsiha": OKABE_ITO["purple"],
+    "dynnsiha": OKABE_ITO["vermillion"],
+    "fla": OKABE_ITO["yellow"],
+    "sliding": TOL["olive"],
+    "dimension": TOL["indigo"],
+    "flat": TOL["teal"],
+    "recursive": TOL["wine"],
+    "transformer": TOL["magenta"],
+}
+_OWN = OKABE_ITO["black"]  # a user's own providers never look like a built-in one; markers tell them apart
 
 SWAPS = {
     "light": {OKABE_ITO["yellow"]: "#9A8C00"},
-    "dark": {OKABE_ITO["black"]: "#F4F6F8"},
+    "dark": {
+        OKABE_ITO["black"]: "#F4F6F8",
+        TOL["indigo"]: "#8F84E0",
+        TOL["wine"]: "#D4689C",
+    },
 }
 """Palette colours that the page replaces in one theme, where they could not be seen."""
 
@@ -75,7 +93,7 @@ def base_name(provider: str) -> str:
 
 def colour_of(provider: str) -> str:
     """The colour of a provider's base name: the same in every figure and in every report."""
-    return OKABE_ITO[_KNOWN.get(base_name(provider), _OWN)]
+    return _KNOWN.get(base_name(provider), _OWN)
 
 
 def style_of(provider: str, variant: int) -> Style:

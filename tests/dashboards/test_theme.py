@@ -4,14 +4,16 @@ import plotly.graph_objects as go
 import pytest
 
 from dynbench.dashboards import theme
+from dynbench.suites.catalog import PROVIDERS
 
-KNOWN = ["sdpa", "flash", "flex", "nsa", "fla", "dynsiha", "dynnsiha"]
+KNOWN = list(PROVIDERS)
+PALETTE = [*theme.OKABE_ITO.values(), *theme.TOL.values()]
 
 
 def test_colour_depends_on_the_base_name_only() -> None:
     assert theme.colour_of("sdpa") == theme.colour_of("sdpa:cudnn") == theme.colour_of("sdpa:math")
     assert len({theme.colour_of(name) for name in KNOWN}) == len(KNOWN)
-    assert {theme.colour_of(name) for name in KNOWN} <= set(theme.OKABE_ITO.values())
+    assert {theme.colour_of(name) for name in KNOWN} <= set(PALETTE)
 
 
 def test_a_users_provider_never_looks_like_a_built_in_one() -> None:
@@ -64,7 +66,7 @@ def test_text_has_contrast(name: str, page: str) -> None:
 
 @pytest.mark.parametrize(("name", "page"), [("light", "#ffffff"), ("dark", "#161b22")])
 def test_lines_can_be_seen(name: str, page: str) -> None:
-    for colour in theme.OKABE_ITO.values():
+    for colour in PALETTE:
         drawn = theme.SWAPS[name].get(colour, colour)
         values = sorted([_luminance(drawn), _luminance(page)])
         assert (values[1] + 0.05) / (values[0] + 0.05) >= 2.0

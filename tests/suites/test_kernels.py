@@ -124,7 +124,7 @@ def test_every_kernel_is_launched(launches):
 
 def test_nothing_is_compiled_twice_and_not_too_much(launches):
     variants = [launch["variant"] for launch in launches]
-    assert len(set(variants)) == len(variants) <= 150
+    assert len(set(variants)) == len(variants) <= 200
 
 
 def test_every_kernel_meets_every_width(launches):
