@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..lists import private_size
 from . import choice
-from .choice import best_first, candidates, nothing_ranked, ranked, taken_before
 from .compressed import over_windows
 from .geometry import VARYING, line_of, windows_seen
 from .problem import Problem
+from .ranking import best_first, candidates, nothing_ranked, ranked, taken_before
 from .softmax import absorb, finished, fresh, overflown, rows_of, store_rows
 from .sources import keys_of
 
