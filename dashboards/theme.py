@@ -46,7 +46,9 @@ _KNOWN = {
     "recursive": TOL["wine"],
     "transformer": TOL["magenta"],
 }
-_OWN = OKABE_ITO["black"]  # a user's own providers never look like a built-in one; markers tell them apart
+_OWN = OKABE_ITO[
+    "black"
+]  # a user's own providers never look like a built-in one; markers tell them apart
 
 SWAPS = {
     "light": {OKABE_ITO["yellow"]: "#9A8C00"},

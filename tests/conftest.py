@@ -1,10 +1,11 @@
 """What all tests share: properties are not judged by the clock, the same commit draws the same
-examples, and workers share the cores.
+examples, workers share the cores, and what they start can be interrupted.
 
 ``HYPOTHESIS_PROFILE=explore python -m pytest -m hypothesis`` looks for new ones.
 """
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -20,3 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
+
+# A shell's background job ignores interrupts, and what it starts would too: tests send them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dynbench.harness.store import read_runs
+
 ROOT = Path(__file__).parents[1]
 CPU, H100 = ROOT / "results" / "cpu", ROOT / "results" / "h100"
 
@@ -27,7 +29,9 @@ def test_a_page_of_runs_without_sdpa_takes_the_dense_provider_there_is(tmp_path:
 def test_a_site_of_all_machines(tmp_path: Path) -> None:
     done = dynbench("report", CPU, H100, "--site", "--history", "--out", "public", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "public/index.html\n")
-    assert len(list((tmp_path / "public").glob("*.html"))) == 3
+    machines = read_runs([CPU, H100])[0]["machine_id"].nunique()
+    assert machines >= 2
+    assert len(list((tmp_path / "public").glob("*.html"))) == 1 + machines
 
 
 def test_two_runs_lead_the_page(tmp_path: Path) -> None:

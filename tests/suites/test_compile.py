@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,6 @@ ROOT = Path(__file__).parents[2]
 BASELINE = ROOT / "results" / "compile" / "kernels.parquet"
 LEAST_ROWS = 64  # of the matrix instructions of Hopper and Blackwell
 TARGETS = {target.name: target for target in SERVED}
-
-KNOWN_SPILLS = Counter(
-    {
-        ("sm_100a", "prepare_rows", 16): 1,
-        ("sm_100a", "tiles_forward", 16): 1,
-        ("sm_100a", "tiles_forward", 40): 1,
-    }
-)
-"""Target, kernel and bytes. Other tiles did not cure them, and a toy kernel of 40 registers
-spills 8 bytes there as well: no sign of too few registers."""
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
 
@@ -98,16 +87,12 @@ def test_every_kernel_compiles_for_every_target(builds):
     assert_none(f"{build}: {build.error}" for build in builds if build.error)
 
 
-def test_no_register_is_spilled_but_the_known_few_bytes_on_blackwell(builds):
-    """Exact counts: an entry that is cured must go, and none may grow."""
-    spilled = [b for b in builds if b.spill_store_bytes or b.spill_load_bytes]
-    known = Counter((b.target, b.kernel, b.spill_store_bytes) for b in spilled)
+def test_no_register_is_spilled(builds):
     assert_none(
         f"{b}: {b.spill_store_bytes} bytes, num_stages={b.stages}"
-        for b in spilled
-        if (b.target, b.kernel, b.spill_store_bytes) not in KNOWN_SPILLS
+        for b in builds
+        if b.spill_store_bytes or b.spill_load_bytes
     )
-    assert known == KNOWN_SPILLS
 
 
 def test_shared_memory_suffices(builds):

@@ -102,7 +102,7 @@ EXCEPTIONS: dict[tuple[int, str, int], _Entries] = {
         "units backward": {64: (64, 0, 8, 2), 128: (64, 0, 8, 2)},
     },
     (BLACKWELL, "bulk", False): {
-        "choice": {128: (64, 32, 8, 2)},
+        "choice": {128: (64, 64, 4, 3)},
         "compressed choice": {64: (64, 32, 8, 2)},
         "tiles": {256: (64, 16, 8, 1)},
     },
