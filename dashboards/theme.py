@@ -46,9 +46,8 @@ _KNOWN = {
     "recursive": TOL["wine"],
     "transformer": TOL["magenta"],
 }
-_OWN = OKABE_ITO[
-    "black"
-]  # a user's own providers never look like a built-in one; markers tell them apart
+# A user's own providers never look like a built-in one; markers tell them apart.
+_OWN = OKABE_ITO["black"]
 
 SWAPS = {
     "light": {OKABE_ITO["yellow"]: "#9A8C00"},

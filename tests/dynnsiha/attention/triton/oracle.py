@@ -134,8 +134,8 @@ def assert_gates(mine: Result, inputs: Inputs, config: NSAConfig, label: str) ->
             assert x.dtype == low.dtype, f"{label} {name}: is {x.dtype}, must be {low.dtype}"
         assert x.shape == best.shape, f"{label} {name}: has shape {list(x.shape)}"
         assert torch.isfinite(x).all(), f"{label} {name}: has NaN or infinity"
-        off, allowed = error(x, best), TIMES_PLAIN.get(name, 3.0) * error(low, best, 0.0)
-        most = max(MOST_ERROR, error(low, best, 0.0))
+        off, plain_off = error(x, best), error(low, best, 0.0)
+        most, allowed = max(MOST_ERROR, plain_off), TIMES_PLAIN.get(name, 3.0) * plain_off
         assert off < most, f"{label} {name}: error {off:.5f} > {most:.5f}"
         assert off <= max(allowed, _ROUNDING), f"{label} {name}: error {off:.5f} > {allowed:.5f}"
 
