@@ -18,7 +18,7 @@ from torch import Tensor
 from ..lists import private_size, shared_size
 from .geometry import VARYING, line_of, windows_seen
 from .problem import Problem
-from .ranking import best_first, candidates, merged, nothing_ranked, ranked, taken_before
+from .ranking import best_first, blocks_of, candidates, merged, nothing_ranked, ranked, taken_before
 from .softmax import rows_of
 from .sources import keys_of
 
@@ -31,7 +31,7 @@ def choose(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor) -> tuple[Ten
 
     ``lse`` [tokens, H] in base 2 is the compressed branch's.
     """
-    shared, private = choose_shared(problem, q, k_cmp, lse), no_private(problem, q.device)
+    shared, private = choose_shared(problem, q, k_cmp, lse), private_lists(problem, q.device)
     if private.shape[-1]:
         _launch(problem, (q, k_cmp, lse), private, shared, 0, 1)
     return shared, private
@@ -47,7 +47,7 @@ def choose_shared(problem: Problem, q: Tensor, k_cmp: Tensor, lse: Tensor | None
     return shared
 
 
-def no_private(problem: Problem, device: torch.device) -> Tensor:
+def private_lists(problem: Problem, device: torch.device) -> Tensor:
     """Room for the private lists: int32 [tokens, K, m]."""
     shape = (problem.geometry.tokens, problem.kv_heads, private_size(problem.config))
     return torch.empty(shape, dtype=torch.int32, device=device)
@@ -310,7 +310,7 @@ def choose_blocks(
                     if PW != 2:
                         spill = tl.zeros([J, BQ * GP], tl.float32)
     run = best_first(run, levels, CHOSEN, RUN)
-    taken = run > LOWEST
+    result = blocks_of(run, index_mask)
     if TOP_P:
         value = tl.where(run > LOWEST, (run & ~index_mask).to(tl.float32, bitcast=True), 0.0)
         some_weight = tl.where(weight > 0, weight, 1.0)[:, None]
@@ -321,8 +321,7 @@ def choose_blocks(
         reached = reached + tl.cumsum(share, 1) - share
         count = tl.minimum(own + 1, LOCAL) + tl.minimum(INIT, tl.maximum(stop, 0))
         kept = (reached < top_p) | (count[:, None] + slot[None, :] < least)
-        taken &= kept
-    result = tl.where(taken, index_mask - (run & index_mask), -1)
+        result = tl.where(kept, result, -1)
     line = unit if FORCED > 0 else query
     at = lists + (line.to(tl.int64) * kv_heads + kv)[:, None] * (FORCED + CHOSEN)
     tl.store(at + FORCED + slot[None, :], result, mask=some[:, None] & (slot < CHOSEN)[None, :])

@@ -17,7 +17,7 @@ from . import choice
 from .compressed import over_windows
 from .geometry import VARYING, line_of, windows_seen
 from .problem import Problem
-from .ranking import best_first, candidates, nothing_ranked, ranked, taken_before
+from .ranking import best_first, blocks_of, candidates, nothing_ranked, ranked, taken_before
 from .softmax import absorb, finished, fresh, overflown, rows_of, store_rows
 from .sources import keys_of
 
@@ -42,7 +42,7 @@ def forward(
     config = problem.config
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    private = choice.no_private(problem, q.device)
+    private = choice.private_lists(problem, q.device)
     tuned = problem.tuned("compressed choice")
     table = problem.geometry.programs(tuned.queries)
     chosen, taken = private.shape[-1], shared.shape[-1] - config.init_blocks - config.local_blocks
@@ -106,7 +106,6 @@ def compressed_choice_forward(
     ONE_LIST: tl.constexpr,
 ):
     """Output, log-sum-exp and private blocks of BQ queries of one head."""
-    LOWEST: tl.constexpr = -2147483648
     # The last tiles see most summaries: they start first.
     last_first = tl.num_programs(0) - 1 - tl.program_id(0)
     row, start, end, _b, window, tile0, sequence = line_of(table, last_first)
@@ -146,9 +145,8 @@ def compressed_choice_forward(
             top, total, acc = absorb(s, v, scale2, top, total, acc, False)
     run = best_first(run, levels, CHOSEN, RUN)
     slot = tl.arange(0, RUN)
-    block = tl.where(run > LOWEST, index_mask - (run & index_mask), -1)
     at = private + (token.to(tl.int64) * kv_heads + head)[:, None] * CHOSEN + slot[None, :]
-    tl.store(at, block, mask=live[:, None] & (slot < CHOSEN)[None, :])
+    tl.store(at, blocks_of(run, index_mask), mask=live[:, None] & (slot < CHOSEN)[None, :])
 
     if overflown(total, live & (seen > 0), tile.dtype):
         top, total, acc = over_windows(

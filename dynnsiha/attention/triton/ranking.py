@@ -62,6 +62,13 @@ def best_first(run, levels, CHOSEN: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
+def blocks_of(run, index_mask):
+    """The blocks of keys; -1 for no candidate."""
+    LOWEST: tl.constexpr = -2147483648
+    return tl.where(run > LOWEST, index_mask - (run & index_mask), -1)
+
+
+@triton.jit
 def candidates(
     scores, column, taken, tile, stop, crosses, index_mask,
     INIT: tl.constexpr, EXCLUDED: tl.constexpr, RAW: tl.constexpr,
