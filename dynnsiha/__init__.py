@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         kl_divergence_loss,
         surprise_minimization_loss,
     )
-    from dynnsiha.model import DynNSIHAConfig, DynNSIHALanguageModel
+    from dynnsiha.model import DynNSIHALanguageModel
+    from dynnsiha.model_config import DynNSIHAConfig
     from dynnsiha.synthesis import (
         CosinePrototypeRouting,
         CrossAttentionPrototypeRouting,
@@ -85,7 +86,7 @@ _HOME = {
     "DeepEmbed": "embedding",
     "DimensionDynSIHA": "forms",
     "DynNSIHA": "forms",
-    "DynNSIHAConfig": "model",
+    "DynNSIHAConfig": "model_config",
     "DynNSIHALanguageModel": "model",
     "DynSIHA": "forms",
     "FisherAwareRoutingShaping": "learning",

@@ -3,271 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dynnsiha.attention import NSAConfig
 from dynnsiha.attention.cache import KVCache
-from dynnsiha.attention.compression import (
-    AttentionPoolCompress,
-    CompressionFactory,
-    ConvLinearCompress,
-    GroupedMLPCompress,
-    SingleProjectionCompress,
-    TransformerCompress,
-)
-from dynnsiha.embedding.deep_embed import DeepEmbed, DeepEmbedForm
-from dynnsiha.embedding.hierarchical import HierarchicalEmbedding, PositionKind
+from dynnsiha.embedding.deep_embed import DeepEmbed
+from dynnsiha.embedding.hierarchical import HierarchicalEmbedding
 from dynnsiha.embedding.segmenter import WordSegmenter
-from dynnsiha.forms.dimension import DimensionDynSIHA
-from dynnsiha.forms.dynnsiha import DynNSIHA
-from dynnsiha.forms.dynsiha import DynSIHA
-from dynnsiha.forms.expert_block import CoreFactory
-from dynnsiha.forms.flat import FlatDynSIHA
-from dynnsiha.forms.layer import (
-    AttentionLayer,
-    DenseCore,
-    HeadLayout,
-    LayerRouting,
-    linear_projections,
-)
-from dynnsiha.forms.nsa import GateKind, NativeSparseAttention, SparseCore
-from dynnsiha.forms.recursive import RecursiveDynSIHA
-from dynnsiha.forms.refine import RefinementRouting, RefiningForm
+from dynnsiha.forms.layer import LayerRouting
+from dynnsiha.forms.refine import RefinementRouting
 from dynnsiha.generation import stream
 from dynnsiha.model_cache import LayerCache, ModelCache
+from dynnsiha.model_config import DynNSIHAConfig
+from dynnsiha.model_parts import attention_of, experts_of, feed_forward_of
 from dynnsiha.sampling import Sampling
 from dynnsiha.saving import load_model, save_model
-from dynnsiha.synthesis.moie import MoIE
-from dynnsiha.synthesis.routing import Router
-from dynnsiha.synthesis.sbl import Init, Routing
-
-AttentionKind = Literal["dynnsiha", "dynsiha", "nsa", "dense", "dimension"]
-FormKind = Literal["blocks", "flat", "recursive"]
-FeedForwardKind = Literal["swiglu", "moie", "deep_embed"]
-CompressionKind = Literal["mean", "conv", "attention", "mlp", "projection", "transformer"]
-
-_COMPRESSION: dict[str, CompressionFactory | None] = {
-    "mean": None,  # what the core does by itself
-    "conv": ConvLinearCompress,
-    "attention": AttentionPoolCompress,
-    "mlp": GroupedMLPCompress,
-    "projection": SingleProjectionCompress,
-    "transformer": TransformerCompress,
-}
-
-
-@dataclass(frozen=True)
-class DynNSIHAConfig:
-    """Shape and parts of a `DynNSIHALanguageModel`.
-
-    Attributes:
-        char_vocab: character ids, see `character_ids`; also the width of the logits.
-        word_vocab: word ids, `WordSegmenter.num_ids`.
-        d_model, layers: width and number of blocks, or steps of the recursive form.
-        heads, kv_heads, head_dim: of the attention; None as in `DynNSIHA`.
-        form: "blocks" (attention and feed-forward in turn), "flat" (`FlatDynSIHA`) or "recursive"
-            (`RecursiveDynSIHA`); the last two have experts for both.
-        attention: "dynnsiha" (sparse, synthesised), "dynsiha" (dense, synthesised), "nsa" (sparse,
-            plain projections), "dense" (plain projections) or "dimension" (dense, a mask per
-            feature). In the flat and the recursive form "dynnsiha" is sparse and "dynsiha" dense,
-            between head experts.
-        nsa: what a query attends to; None is each form's default. Not used where dense.
-        backend, gates: of sparse attention.
-        compression: what summarises windows of keys and values in sparse attention of the form
-            "blocks": "mean" (no parameters) or one of the networks of docs/architecture.md.
-        init, routing: of the sparse Bayesian layers.
-        rotary_base: base of the rotary positions in the attention; None for none.
-        positions, max_positions: of the embedding; "none" by default, since attention is rotary.
-        feed_forward: "swiglu", "moie" (`MoIE`) or "deep_embed" (`DeepEmbed`, by character); of the
-            form "blocks".
-        feed_forward_width: hidden width of the SwiGLU; None is 8/3 d_model, rounded up to 64.
-        deep_embed: form of the `DeepEmbed`, "1x" or "4x".
-        experts, active_experts, router: of the flat and the recursive form, see `FlatDynSIHA`.
-        halt_below: of the recursive form: tokens whose refinement is done halt, see
-            `RecursiveDynSIHA`; None refines all to the end.
-        activation_checkpointing: recompute each block in the backward pass to save memory.
-
-    Raises:
-        ValueError: an unknown part, parts that do not go together, or a number below 1.
-    """
-
-    char_vocab: int
-    word_vocab: int
-    d_model: int = 256
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    form: FormKind = "blocks"
-    attention: AttentionKind = "dynnsiha"
-    nsa: NSAConfig | None = None
-    backend: str = "auto"
-    gates: GateKind = "sigmoid"
-    compression: CompressionKind = "mean"
-    init: Init = "calibrated"
-    routing: Routing = "dot"
-    rotary_base: float | None = 10_000.0
-    positions: PositionKind = "none"
-    max_positions: int | None = None
-    feed_forward: FeedForwardKind = "swiglu"
-    feed_forward_width: int | None = None
-    deep_embed: DeepEmbedForm = "4x"
-    experts: int = 16
-    active_experts: int = 2
-    router: Router = "cpr"
-    halt_below: float | None = None
-    activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("form", ("blocks", "flat", "recursive")),
-            ("attention", tuple(sorted(_ATTENTION))),
-            ("feed_forward", ("swiglu", "moie", "deep_embed")),
-            ("compression", tuple(_COMPRESSION)),
-            ("router", ("dot", "cpr", "capr")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {list(known)}")
-        if self.form != "blocks" and self.attention not in ("dynnsiha", "dynsiha"):
-            raise ValueError(
-                f"attention={self.attention!r}: form={self.form!r} takes 'dynnsiha' or 'dynsiha'"
-            )
-        if self.form != "blocks" and self.feed_forward != "swiglu":
-            raise ValueError(
-                f"feed_forward={self.feed_forward!r}: form={self.form!r} has MLP experts instead"
-            )
-        if self.feed_forward_width is not None and self.feed_forward != "swiglu":
-            raise ValueError(
-                f"feed_forward_width={self.feed_forward_width}: only 'swiglu' takes a width"
-            )
-        sparse = self.form == "blocks" and self.attention in ("dynnsiha", "nsa")
-        if self.compression != "mean" and not sparse:
-            raise ValueError(
-                f"compression={self.compression!r}: only attention 'dynnsiha' and 'nsa' of form"
-                " 'blocks' summarise windows by a network"
-            )
-        if self.router != "cpr" and self.form == "blocks":
-            raise ValueError(f"router={self.router!r}: only forms of experts have a router")
-        if self.halt_below is not None and self.form != "recursive":
-            raise ValueError(f"halt_below={self.halt_below}: only form='recursive' halts")
-        for name in ("d_model", "layers", "feed_forward_width"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number}: must be at least 1")
-
-
-def _dynnsiha(config: DynNSIHAConfig) -> AttentionLayer:
-    return DynNSIHA(
-        *_heads(config),
-        config=config.nsa,
-        backend=config.backend,
-        gates=config.gates,
-        compression=_COMPRESSION[config.compression],
-        init=config.init,
-        routing=config.routing,
-        rotary_base=config.rotary_base,
-    )
-
-
-def _dynsiha(config: DynNSIHAConfig) -> AttentionLayer:
-    return DynSIHA(
-        *_heads(config),
-        init=config.init,
-        routing=config.routing,
-        rotary_base=config.rotary_base,
-    )
-
-
-def _nsa(config: DynNSIHAConfig) -> AttentionLayer:
-    return NativeSparseAttention(
-        *_heads(config),
-        config.nsa,
-        config.backend,
-        gates=config.gates,
-        compression=_COMPRESSION[config.compression],
-        rotary_base=config.rotary_base,
-    )
-
-
-def _dense(config: DynNSIHAConfig) -> AttentionLayer:
-    layout = HeadLayout.of(*_heads(config))
-    projections = linear_projections(config.d_model, layout)
-    return AttentionLayer(layout, projections, DenseCore(), rotary_base=config.rotary_base)
-
-
-def _heads(config: DynNSIHAConfig) -> tuple[int, int, int | None, int | None]:
-    return config.d_model, config.heads, config.kv_heads, config.head_dim
-
-
-def _dimension(config: DynNSIHAConfig) -> AttentionLayer:
-    return DimensionDynSIHA(*_heads(config), rotary_base=config.rotary_base)
-
-
-_ATTENTION: dict[str, Callable[[DynNSIHAConfig], AttentionLayer]] = {
-    "dynnsiha": _dynnsiha,
-    "dynsiha": _dynsiha,
-    "nsa": _nsa,
-    "dense": _dense,
-    "dimension": _dimension,
-}
-
-
-def _expert_core(config: DynNSIHAConfig) -> CoreFactory:
-    """The attention between head experts."""
-    if config.attention == "dynsiha":
-        return DenseCore
-    layout = HeadLayout.of(*_heads(config))
-    nsa = config.nsa or NSAConfig.word_guided(layout.q_heads, layout.kv_heads)
-    return partial(
-        SparseCore, config.d_model, layout, nsa, backend=config.backend, gates=config.gates
-    )
-
-
-def _form(config: DynNSIHAConfig) -> RefiningForm:
-    """The flat or the recursive form."""
-    options: dict[str, Any] = {
-        "experts": config.experts,
-        "active_experts": config.active_experts,
-        "router": config.router,
-        "rotary_base": config.rotary_base,
-        "core": _expert_core(config),
-    }
-    if config.form == "flat":
-        return FlatDynSIHA(*_heads(config), blocks=config.layers, **options)
-    return RecursiveDynSIHA(
-        *_heads(config), steps=config.layers, halt_below=config.halt_below, **options
-    )
-
-
-class SwiGLU(nn.Module):
-    """Gated feed-forward (arXiv 2002.05202): x [..., d] → W_out(SiLU(W_a x) * W_b x) [..., d]."""
-
-    def __init__(self, d_model: int, width: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(d_model, 2 * width, bias=False)
-        self.output = nn.Linear(width, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., d_model] → [..., d_model]."""
-        gate, value = self.inner(x).chunk(2, dim=-1)
-        return self.output(F.silu(gate) * value)
-
-
-def _feed_forward(config: DynNSIHAConfig) -> nn.Module:
-    d_model = config.d_model
-    if config.feed_forward == "moie":
-        return MoIE(d_model, init=config.init, routing=config.routing)
-    if config.feed_forward == "deep_embed":
-        return DeepEmbed(d_model, config.char_vocab, form=config.deep_embed)
-    return SwiGLU(d_model, config.feed_forward_width or 64 * -(-8 * d_model // (3 * 64)))
 
 
 class Block(nn.Module):
@@ -277,9 +32,9 @@ class Block(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.attention_norm = nn.RMSNorm(d_model, eps=1e-6)
-        self.attention = _ATTENTION[config.attention](config)
+        self.attention = attention_of(config)
         self.feed_forward_norm = nn.RMSNorm(d_model, eps=1e-6)
-        self.feed_forward = _feed_forward(config)
+        self.feed_forward = feed_forward_of(config)
 
     def forward(
         self,
@@ -334,7 +89,7 @@ class DynNSIHALanguageModel(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config) for _ in range(0 if expert_form else config.layers)
         )
-        self.experts = _form(config) if expert_form else None
+        self.experts = experts_of(config) if expert_form else None
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.logits = nn.Linear(config.d_model, config.char_vocab, bias=False)
 

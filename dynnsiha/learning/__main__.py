@@ -20,13 +20,8 @@ from dynnsiha.learning.rmsuon import RMSuon
 from dynnsiha.learning.sars import SurpriseAwareRoutingShaping
 from dynnsiha.learning.schedule import warmup_cosine
 from dynnsiha.learning.windows import TextWindows
-from dynnsiha.model import (
-    AttentionKind,
-    DynNSIHAConfig,
-    DynNSIHALanguageModel,
-    FeedForwardKind,
-    FormKind,
-)
+from dynnsiha.model import DynNSIHALanguageModel
+from dynnsiha.model_config import AttentionKind, DynNSIHAConfig, FeedForwardKind, FormKind
 
 CHAR_VOCAB = 256
 _HELD_OUT_SHARE = 0.05
