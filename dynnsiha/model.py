@@ -24,6 +24,10 @@ from dynnsiha.model_parts import attention_of, experts_of, feed_forward_of
 from dynnsiha.sampling import Sampling
 from dynnsiha.saving import load_model, save_model
 
+# Every block reads x through a norm, and adds about as much to it at initialisation: beside an
+# embedding of unit variance, what blocks add would count for little, and learning rates too.
+_EMBEDDING_RMS = 0.15
+
 
 class Block(nn.Module):
     """Attention and feed-forward, each on a normalised input and added to its residual."""
@@ -84,6 +88,7 @@ class DynNSIHALanguageModel(nn.Module):
             config.word_vocab,
             positions=config.positions,
             max_positions=config.max_positions,
+            rms=_EMBEDDING_RMS,
         )
         expert_form = config.form != "blocks"
         self.blocks = nn.ModuleList(

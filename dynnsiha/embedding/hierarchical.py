@@ -12,13 +12,17 @@ from dynnsiha.embedding.checks import can_read_values, require_rows
 
 PositionKind = Literal["learned", "sinusoidal", "none"]
 
+_WORD_SHARE = 0.1  # of a word's vector at initialisation, over a character's
+
 
 class HierarchicalEmbedding(nn.Module):
-    """x = char_embed[c] + word_embed[w] + pos_embed[t], once, at the input.
+    """x = char_embed[c] + word_embed[w] + pos_embed[t] + bias, once, at the input.
 
-    x has unit variance at initialisation, each part an equal share: what the calibration of
-    `SparseBayesianLinear` assumes. Where a token is a patch of an image or of sound, the patch's
-    vector from `PatchEmbedding` stands in place of the character's row.
+    At initialisation character, position and bias are equal shares of x. Words start a tenth as
+    large: rows that are seldom seen are noise until something is learned of them. The bias, which
+    all tokens share, stands for those of the layers behind, which have none (docs/findings.md has
+    what both are worth). Where a token is a patch of an image or of sound, the patch's vector from
+    `PatchEmbedding` stands in place of the character's row.
 
     Args:
         d_model: width of x.
@@ -27,10 +31,13 @@ class HierarchicalEmbedding(nn.Module):
         positions: "sinusoidal" (no parameters, any length), "learned" (a table of ``max_positions``
             rows) or "none" (where attention has rotary positions).
         max_positions: rows of the learned table; only with ``positions="learned"``.
+        rms: root mean square of x at initialisation. 1 is what the calibration of
+            `SparseBayesianLinear` assumes; where a norm comes between, what matters is how x
+            compares to what the layers add to it.
 
     Raises:
-        ValueError: an unknown kind of positions, a size below 1, or a max_positions that is missing
-            or not used.
+        ValueError: an unknown kind of positions, a size below 1, an rms not above 0, or a
+            max_positions that is missing or not used.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class HierarchicalEmbedding(nn.Module):
         *,
         positions: PositionKind = "sinusoidal",
         max_positions: int | None = None,
+        rms: float = 1.0,
     ) -> None:
         super().__init__()
         for name, size in (
@@ -59,18 +67,27 @@ class HierarchicalEmbedding(nn.Module):
             )
         if max_positions is not None and max_positions < 1:
             raise ValueError(f"max_positions={max_positions}: must be at least 1")
-        self.d_model, self.positions = d_model, positions
+        if not rms > 0:
+            raise ValueError(f"rms={rms}: must be above 0")
+        self.d_model, self.positions, self.rms = d_model, positions, rms
         self.char_embed = nn.Embedding(char_vocab, d_model)
         self.word_embed = nn.Embedding(word_vocab, d_model)
         self.pos_embed = nn.Embedding(max_positions, d_model) if max_positions else None
-        self._parts = 2 if positions == "none" else 3
+        self.bias = nn.Parameter(torch.empty(d_model))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tables afresh."""
-        for table in (self.char_embed, self.word_embed, self.pos_embed):
-            if table is not None:
-                nn.init.normal_(table.weight, std=self._parts**-0.5)
+        """Draw the tables and the bias afresh."""
+        nn.init.normal_(self.char_embed.weight, std=self._share)
+        nn.init.normal_(self.word_embed.weight, std=self._share * _WORD_SHARE)
+        if self.pos_embed is not None:
+            nn.init.normal_(self.pos_embed.weight, std=self._share)
+        nn.init.normal_(self.bias, std=self._share)
+
+    @property
+    def _share(self) -> float:
+        """Root mean square of the character's, the position's and the bias's part of x."""
+        return self.rms / math.sqrt(2 if self.positions == "none" else 3)
 
     def forward(
         self,
@@ -101,15 +118,16 @@ class HierarchicalEmbedding(nn.Module):
         require_rows(self.word_embed.num_embeddings, word_ids, "word_ids", fix)
         local = self.char_embed(char_ids)
         if patches is not None or is_patch is not None:
-            local = _with_patches(local, patches, is_patch, self._parts**-0.5)
-        x = local + self.word_embed(word_ids)
+            local = _with_patches(local, patches, is_patch, self._share)
+        x = local + self.word_embed(word_ids) + self.bias
         if self.positions == "none":
             return x
         if positions is None:
             positions = torch.arange(char_ids.shape[-1], device=char_ids.device)
         if self.pos_embed is None:
             # Sines have a mean square of one half.
-            return x + sinusoidal_positions(positions, self.d_model).to(x.dtype) * math.sqrt(2 / 3)
+            waves = sinusoidal_positions(positions, self.d_model).to(x.dtype)
+            return x + waves * (math.sqrt(2) * self._share)
         fix = "raise max_positions, or use positions='sinusoidal' or 'none'"
         require_rows(self.pos_embed.num_embeddings, positions, "positions", fix)
         return x + self.pos_embed(positions)

@@ -16,7 +16,7 @@ def _ids(batch: int = 2, seq_len: int = 10) -> tuple[torch.Tensor, torch.Tensor]
     return torch.randint(0, 20, (batch, seq_len)), torch.randint(0, 30, (batch, seq_len))
 
 
-def test_learned_positions_add_three_rows():
+def test_learned_positions_add_three_rows_and_the_bias():
     embedding = HierarchicalEmbedding(8, 20, 30, positions="learned", max_positions=10)
     chars, words = _ids()
     x = embedding(chars, words)
@@ -26,6 +26,7 @@ def test_learned_positions_add_three_rows():
                 embedding.char_embed.weight[chars[b, t]]
                 + embedding.word_embed.weight[words[b, t]]
                 + embedding.pos_embed.weight[t]
+                + embedding.bias
             )
             torch.testing.assert_close(x[b, t], expected)
 
@@ -33,7 +34,8 @@ def test_learned_positions_add_three_rows():
 def test_sinusoidal_positions_equal_the_formula():
     embedding = HierarchicalEmbedding(6, 20, 30)
     chars, words = _ids()
-    added = embedding(chars, words) - embedding.char_embed(chars) - embedding.word_embed(words)
+    rows = embedding.char_embed(chars) + embedding.word_embed(words)
+    added = embedding(chars, words) - rows - embedding.bias
     for t in range(10):
         angles = [t * 10_000 ** (-i / 3) for i in range(3)]
         waves = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
@@ -50,14 +52,18 @@ def test_none_adds_no_positions():
     assert not torch.equal(with_positions[:, 0], with_positions[:, 4])
 
 
+@pytest.mark.parametrize("rms", [1.0, 0.15])
 @pytest.mark.parametrize("options", [{}, {"positions": "none"}, {"positions": "learned"}])
-def test_output_has_unit_variance(options):
+def test_scale_at_initialisation(options, rms):
     if options.get("positions") == "learned":
         options = options | {"max_positions": 400}
     torch.manual_seed(0)
-    embedding = HierarchicalEmbedding(64, 200, 200, **options)
+    embedding = HierarchicalEmbedding(256, 200, 200, rms=rms, **options)
     ids = torch.randint(0, 200, (4, 400)), torch.randint(0, 200, (4, 400))
-    assert float(embedding(*ids).detach().square().mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(embedding(*ids).detach().square().mean().sqrt()) == pytest.approx(rms, rel=0.05)
+    char, word = embedding.char_embed.weight.std(), embedding.word_embed.weight.std()
+    assert float(word / char) == pytest.approx(0.1, rel=0.05)
+    assert float(embedding.bias.std() / char) == pytest.approx(1, rel=0.15)
 
 
 def test_given_positions_continue_a_text():
@@ -118,6 +124,7 @@ def test_ids_without_a_row_name_the_table():
     ("arguments", "message"),
     [
         ({"positions": "rotary"}, "positions='rotary': must be"),
+        ({"rms": 0.0}, "rms=0.0: must be above 0"),
         ({"positions": "learned"}, "max_positions=None with positions='learned'"),
         ({"max_positions": 8}, "max_positions=8 with positions='sinusoidal'"),
         ({"positions": "learned", "max_positions": 0}, "max_positions=0: must be at least 1"),
@@ -164,10 +171,10 @@ def test_patches_stand_in_place_of_characters(positions):
 
 def test_patches_keep_unit_variance_and_learn():
     torch.manual_seed(0)
-    embedding = HierarchicalEmbedding(64, 200, 200)
+    embedding = HierarchicalEmbedding(1024, 200, 200)
     ids = torch.randint(0, 200, (4, 400)), torch.randint(0, 200, (4, 400))
     is_patch = torch.rand(4, 400) < 0.5
-    patches = torch.randn(int(is_patch.sum()), 64, requires_grad=True)
+    patches = torch.randn(int(is_patch.sum()), 1024, requires_grad=True)
     x = embedding(*ids, patches=patches, is_patch=is_patch)
     assert float(x[is_patch].detach().square().mean()) == pytest.approx(1.0, abs=0.05)
     x.sum().backward()
