@@ -1,8 +1,8 @@
 """Every number in the tables of docs/findings.md is computed from the committed rows.
 
 A comment before a table says which rows it is of: ``<!-- rows: FOLDER column=value … -->``. Its
-first column holds the provider and, in brackets, the variant; its other cells are means over three seeds
-with half the width of their 95 % t interval. A table leaves out no configuration that has three.
+first column holds the provider and, in brackets, the variant; its other cells are means over three
+seeds with half the width of their 95 % t interval. No configuration that has three is left out.
 """
 
 import re
