@@ -24,12 +24,12 @@ from torch.utils.checkpoint import checkpoint
 from dynbench.harness.subject import Correctness
 from dynbench.suites.compare import (
     BASE_TOLERANCE,
-    GRADIENT_FACTOR,
     OUTPUT_FACTOR,
     TIE_TOLERANCE,
     Comparison,
     compare_parts,
     first_unwritten,
+    gradient_tolerance,
     rms_ratio,
     row_parts,
     worst,
@@ -279,9 +279,7 @@ class ExpertCheck:
                 dtype=self.spec.dtype,
                 factor=OUTPUT_FACTOR,
             )
-        allowed = BASE_TOLERANCE[self.spec.dtype]
-        if plain is not None:
-            allowed = max(allowed, GRADIENT_FACTOR * rms_ratio(plain, wanted))
+        allowed = gradient_tolerance(wanted, plain, self.spec.dtype)
         return [Comparison(name, rms_ratio(output, wanted), allowed)]
 
 

@@ -20,13 +20,13 @@ from dynbench.harness.subject import Correctness
 from dynbench.suites.blocklists import list_problem
 from dynbench.suites.catalog import provider_info
 from dynbench.suites.compare import (
-    BASE_TOLERANCE,
     GRADIENT_FACTOR,
     OUTPUT_FACTOR,
     TIE_TOLERANCE,
     Comparison,
     compare_parts,
     first_unwritten,
+    gradient_tolerance,
     rms_ratio,
     row_parts,
     worst,
@@ -278,9 +278,8 @@ class LayerCheck:
     def _whole_comparison(
         self, name: str, output: Tensor, wanted: Tensor, plain: Tensor | None
     ) -> list[Comparison]:
-        allowed = max(BASE_TOLERANCE[self.spec.dtype], self._kink(plain), self._tie())
-        if plain is not None:
-            allowed = max(allowed, GRADIENT_FACTOR * rms_ratio(plain, wanted))
+        allowed = gradient_tolerance(wanted, plain, self.spec.dtype)
+        allowed = max(allowed, self._kink(plain), self._tie())
         return [Comparison(name, rms_ratio(output, wanted), allowed)]
 
     def _tie(self) -> float:

@@ -47,7 +47,8 @@ def model_cost(case: Case) -> FormCost:
     """The model's products with a token, its parameters, and how often it attends."""
     shape, layers = _shape(case), int(case.workload["layers"])
     d, norms = shape.model_dim, 2 * shape.model_dim
-    outside = (CHAR_VOCAB + WORD_VOCAB) * d + d + CHAR_VOCAB * d  # embeddings, norm, logits
+    # Tables and bias of the embedding, the last norm, logits.
+    outside = (CHAR_VOCAB + WORD_VOCAB + 1) * d + d + CHAR_VOCAB * d
     experts = form_cost(_name(case), shape, blocks=layers, experts=MODEL_EXPERTS)
     if experts is not None:
         products, held = experts.products, experts.parameters

@@ -21,10 +21,11 @@ from dynbench.harness.subject import Correctness
 from dynbench.suites.catalog import provider_info
 from dynbench.suites.compare import (
     BASE_TOLERANCE,
-    GRADIENT_FACTOR,
     Comparison,
     first_unwritten,
+    gradient_tolerance,
     rms_ratio,
+    tolerance,
     worst,
 )
 from dynbench.suites.expertcheck import MISROUTED_SHARE
@@ -133,11 +134,11 @@ class TrainingCheck:
         comparisons = []
         named = zip(["loss", *self.names], outputs, self._expected, strict=True)
         for name, output, (wanted, plain) in named:
-            allowed = BASE_TOLERANCE[self.spec.dtype]
-            if name != "loss":
+            if name == "loss":
+                allowed = tolerance(wanted, plain, self.spec.dtype)
+            else:
+                allowed = gradient_tolerance(wanted, plain, self.spec.dtype)
                 allowed = max(allowed, self._kink())
-            if plain is not None:
-                allowed = max(allowed, GRADIENT_FACTOR * rms_ratio(plain, wanted))
             comparisons.append(Comparison(f"{name}{which}", rms_ratio(output, wanted), allowed))
         return comparisons
 

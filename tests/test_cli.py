@@ -414,7 +414,7 @@ def test_gpus_where_there_is_none(gpus, monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "dynbench-results").exists()
 
 
-@pytest.mark.parametrize("name", ["cpu", "h100"])
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_the_self_checks_compare_at_least_200_cases(name, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     settings = read_settings(Path(__file__).parents[1] / f"results/self-check/{name}.toml")

@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynbench.suites.compare import (
+    BASE_TOLERANCE,
     Comparison,
     compare_parts,
     first_unwritten,
+    gradient_tolerance,
     key_parts,
     rms_ratio,
     row_parts,
+    tolerance,
     worst,
 )
 
@@ -70,3 +73,15 @@ def test_unwritten_values_are_found_anywhere():
     bad = good.clone()
     bad[0, 4321, 1] = math.nan
     assert first_unwritten([good, bad], ["o", "dq"]).startswith("dq is not finite at [0, 4321, 1]")
+
+
+def test_a_gradient_may_err_as_plain_torch_does_and_a_single_number_a_tenth():
+    wanted, low = torch.ones(8), torch.bfloat16
+    assert gradient_tolerance(wanted, None, low) == BASE_TOLERANCE[low]
+    assert gradient_tolerance(wanted, wanted, low) == BASE_TOLERANCE[low]
+    assert gradient_tolerance(wanted, 1.04 * wanted, low) == pytest.approx(0.12)
+    assert gradient_tolerance(wanted[:1], wanted[:1], low) == 0.1
+    assert gradient_tolerance(wanted[:1], 1.04 * wanted[:1], low) == pytest.approx(0.12)
+    assert gradient_tolerance(wanted[:1], None, torch.float32) == BASE_TOLERANCE[torch.float32]
+    assert tolerance(wanted[:1], wanted[:1], low) == BASE_TOLERANCE[low]
+    assert tolerance(wanted, wanted * float("nan"), low) == BASE_TOLERANCE[low]
