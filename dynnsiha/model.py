@@ -24,8 +24,8 @@ from dynnsiha.model_parts import attention_of, experts_of, feed_forward_of
 from dynnsiha.sampling import Sampling
 from dynnsiha.saving import load_model, save_model
 
-# Blocks read x through a norm, so its scale matters only beside what they add to it: an embedding of
-# unit variance is several times that, and learns more slowly at the same learning rate.
+# Blocks read x through a norm, so its scale matters only beside what their parts add to it, 0.1 to
+# 0.4 at initialisation: a much larger embedding learns more slowly at the same learning rate.
 _EMBEDDING_RMS = 0.15
 
 
