@@ -1,5 +1,6 @@
-"""Every number of the README's result tables stands in the committed rows."""
+"""Every number of the result tables in the README and docs/kernels.md stands in the committed rows."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,17 +11,24 @@ from dynbench.harness.store import read_runs
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = README[README.index("<!-- results:begin -->") : README.index("<!-- results:end -->")]
+H100 = (ROOT / "docs/kernels.md").read_text().partition("\n## On an H100\n")[2]
+ON_GPUS = [
+    pytest.param(RESULTS, "h200", "NVIDIA H200", id="h200"),
+    pytest.param(H100, "h100", "NVIDIA H100 80GB HBM3", id="h100"),
+]
 
 
-def tables():
-    """Header and rows of each table between the markers."""
+def table(text, *first_columns):
+    """Header and rows of the one table whose header begins with these columns."""
     found = []
-    for block in re.findall(r"(?:^\|.*\n)+", RESULTS, re.MULTILINE):
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         lines = [
             [cell.strip() for cell in line.strip("|\n ").split("|")] for line in block.splitlines()
         ]
-        found.append((lines[0], lines[2:]))
-    return found
+        if lines[0][: len(first_columns)] == list(first_columns):
+            found.append((lines[0], lines[2:]))
+    assert len(found) == 1
+    return found[0]
 
 
 def rows_of(folder):
@@ -59,7 +67,7 @@ def test_the_cpu_table():
         "dynnsiha, exact": {"provider": "dynnsiha", "query_tile": 1},
         "dynnsiha, R = 16, m = 2": {"provider": "dynnsiha", "query_tile": 16, "private_blocks": 2},
     }
-    header, lines = tables()[0]
+    header, lines = table(RESULTS, "T", "sdpa")
     assert header[1:] == list(settings)
     assert [tokens(line[0]) for line in lines] == sorted(frame["seq_len"].unique())
     for line in lines:
@@ -85,20 +93,30 @@ def test_the_peak_memory_on_the_cpu():
     assert f"at most {sparse['rms_error'].max():.1e}".replace("e-0", "e-") in RESULTS
 
 
-def test_the_h100_table():
-    frame = rows_of("h100")
-    assert set(frame["gpu_name"]) == {"NVIDIA H100 80GB HBM3"}
+def on_gpu(folder, gpu_name):
+    frame = rows_of(folder).sort_values("started_at")
+    assert set(frame["gpu_name"]) == {gpu_name}
     assert set(frame["status"]) == {"ok"}
+    return frame
+
+
+def newest_ms(frame, **wanted):
+    """The latency of the newest such row; None where there is none."""
+    found = chosen(frame, **wanted)["latency_ms"]
+    return None if found.empty else found.iloc[-1]
+
+
+@pytest.mark.parametrize(("text", "folder", "gpu_name"), ON_GPUS)
+def test_the_table_of_a_gpu(text, folder, gpu_name):
+    frame = on_gpu(folder, gpu_name)
     frame = frame[frame["branches"].isna() | frame["branches"].str.contains("sliding")]
-    hybrid = {"provider": "dynnsiha", "private_blocks": 2}
-    shared = {"provider": "dynnsiha", "private_blocks": 0}
     settings = {
         "nsa": {"provider": "nsa"},
-        "dynnsiha, m = 2": hybrid,
-        "dynnsiha, m = 0": shared,
+        "dynnsiha, m = 2": {"provider": "dynnsiha", "private_blocks": 2},
+        "dynnsiha, m = 0": {"provider": "dynnsiha", "private_blocks": 0},
         "dynnsiha, exact": {"provider": "dynnsiha", "query_tile": 1},
     }
-    header, lines = tables()[1]
+    header, lines = table(text, "H/K", "T", "pass", "flash")
     assert header[4:] == list(settings)
     for heads, length, pass_, dense, *cells in lines:
         q_heads, kv_heads = map(int, heads.split("/"))
@@ -106,30 +124,62 @@ def test_the_h100_table():
         here = chosen(frame, q_heads=q_heads, kv_heads=kv_heads, seq_len=tokens(length.split()[0]))
         timer = "graph" if length.endswith("graph") else "event"
         here = chosen(here, timer=timer, **{"pass": pass_})
-        dense_ms = chosen(here, provider="flash")["latency_ms"].item() if dense != "-" else None
-        if dense_ms is not None:
-            assert_shows(dense, dense_ms)
+        dense_ms = newest_ms(here, provider="flash")
+        assert_shows(dense, dense_ms)
         for name, cell in zip(header[4:], cells, strict=True):
             wanted = settings[name] | ({"query_tile": tile} if "m =" in name else {})
-            found = chosen(here, **wanted)["latency_ms"]
+            latency_ms = newest_ms(here, **wanted)
             if cell == "-":
-                assert found.empty
+                assert latency_ms is None
             else:
-                assert_shows(cell, found.item())
-                if dense_ms is not None:
-                    assert cell.endswith(f"({dense_ms / found.item():.2f}×)")
+                assert_shows(cell, latency_ms)
+                assert cell.endswith(f"({dense_ms / latency_ms:.2f}×)")
 
 
-def test_the_table_beside_fla():
-    frame = rows_of("h100")
+@pytest.mark.parametrize(("text", "folder", "gpu_name"), ON_GPUS)
+def test_the_table_beside_fla(text, folder, gpu_name):
+    frame = on_gpu(folder, gpu_name)
     frame = frame[frame["branches"].notna() & ~frame["branches"].str.contains("sliding", na=False)]
-    header, lines = tables()[2]
-    assert header == ["T", "pass", "fla", "dynnsiha, exact"]
+    header, lines = table(text, "T", "pass", "fla")
+    assert header[3:] == ["dynnsiha, exact"]
     assert lines
     for length, pass_, theirs, ours in lines:
         timer = "graph" if length.endswith("graph") else "event"
         here = chosen(frame, seq_len=tokens(length.split()[0]), timer=timer, **{"pass": pass_})
-        ms = [chosen(here, provider=name)["latency_ms"].item() for name in ("fla", "dynnsiha")]
+        ms = [newest_ms(here, provider=name) for name in ("fla", "dynnsiha")]
         assert_shows(theirs, ms[0])
         assert_shows(ours, ms[1])
         assert ours.endswith(f"({ms[0] / ms[1]:.2f}×)")
+
+
+def test_the_peak_memory_on_a_gpu():
+    here = chosen(on_gpu("h200", "NVIDIA H200"), seq_len=128 * 1024, **{"pass": "backward"})
+    here = here[here["branches"].isna()]
+    gib = {row.provider: row.peak_memory_bytes / 2**30 for row in here.itertuples()}
+    shown = f"{gib['flash']:.3g} GiB (flash), {gib['dynnsiha']:.3g} GiB (m = 2) and {gib['nsa']:.3g}"
+    assert shown in RESULTS
+
+
+def test_the_table_on_real_text():
+    frame, _ = read_runs([ROOT / "results/h200"])
+    layers = chosen(frame, suite="layer")
+    normal = chosen(on_gpu("h200", "NVIDIA H200"), seq_len=64 * 1024)
+    normal = normal[normal["branches"].isna()]
+    _, lines = table(RESULTS, "H/K", "lists")
+    assert len(lines) == len(layers) / 2
+    for heads, lists, *shown in lines:
+        q_heads, kv_heads = map(int, heads.split("/"))
+        tile = re.search(r"R = (\d+), m = 2", lists)
+        wanted = {
+            **{"q_heads": q_heads, "kv_heads": kv_heads, "provider": lists.partition(",")[0]},
+            "query_tile": int(tile[1]) if tile else 1,
+            "private_blocks": 2 if tile else 0,
+        }
+        here = chosen(layers, **wanted)
+        beside = chosen(normal, **wanted)["list_overlap"]
+        assert shown[0] == ("-" if beside.empty else f"{100 * beside.iloc[0]:.0f} %")
+        assert shown[1] == f"{100 * here['list_overlap'].iloc[0]:.0f} %"
+        for at, pass_ in enumerate(("forward", "backward")):
+            row = chosen(here, **{"pass": pass_}).squeeze()
+            assert_shows(shown[2 + at], sum(json.loads(row["stages_ms"]).values()))
+            assert_shows(shown[4 + at], row["latency_ms"])

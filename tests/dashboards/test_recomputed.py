@@ -21,7 +21,7 @@ from dynbench.harness.store import read_runs
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cpu", "h100", "h200")
-BASELINES = {"cpu": "sdpa", "h100": "flash", "h200": "sdpa"}
+BASELINES = {"cpu": "sdpa", "h100": "flash", "h200": "flash"}
 PLACE = [
     "machine_id",
     "suite",
