@@ -127,16 +127,16 @@ def comparisons(panel: Panel) -> list[Comparison]:
 def best_by_lists(panel: Panel) -> list[Comparison]:
     """For each kind of block list, the focus provider's best line against the baseline.
 
-    Best is the largest speed-up at the longest length compared; kinds are never mixed.
+    Best is the largest speed-up at the longest length compared; kinds are never mixed. A line that
+    leaves a branch out does less than the baseline's work: it counts only where all lines do.
     """
+    own = [comparison for comparison in comparisons(panel) if comparison.line.base == FOCUS]
+    whole = [comparison for comparison in own if not comparison.line.settings["branches"]]
     best: dict[str, Comparison] = {}
-    for comparison in comparisons(panel):
-        line = comparison.line
-        if line.base != FOCUS:
-            continue
-        held = best.get(line.lists)
+    for comparison in whole or own:
+        held = best.get(comparison.line.lists)
         if held is None or comparison.rank > held.rank:
-            best[line.lists] = comparison
+            best[comparison.line.lists] = comparison
     return [best[lists] for lists in sorted(best)]
 
 

@@ -214,7 +214,7 @@ def _label(record: Mapping[str, Any], kinds: int, varying: set[str]) -> str:
     parts = [label_text(record["provider"])]
     if _names_lists(record, kinds):
         parts.append(lists_text(record))
-    if record["branches"]:
+    if record["branches"] not in ("", record["provider"]):  # `sliding` says it in its name
         parts.append(branches_text(record["branches"]))
     asked = not pd.isna(record["target_sparsity"])
     if asked:

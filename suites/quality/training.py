@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dynbench.harness.case import Case
 from dynbench.harness.curves import CURVES_FOLDER, write_curves
-from dynbench.harness.subject import Correctness
+from dynbench.harness.subject import Correctness, Unsupported
 from dynbench.suites.models import build_model, model_config
 from dynbench.suites.quality.evaluation import Evaluation, Score
+from dynbench.suites.quality.lengths import length_stages
 from dynbench.suites.quality.recipe import (
     Recipe,
     config_changes,
@@ -25,11 +26,13 @@ from dynbench.suites.quality.recipe import (
 )
 from dynbench.suites.quality.routing import RoutingFacts
 from dynbench.suites.quality.tasks.base import Batch, Task, TrainingBatches
+from dynbench.suites.quality.tasks.making import make_task
 from dynbench.suites.quality.variants import variant_values
 from dynbench.suites.spec import Spec
 from dynnsiha.learning import fit, warmup_cosine
 
 _LOG_TO_CURVE = {"main": "train_loss", "total": "total_loss"}
+_LEAST_TOKENS = 16  # of the shortest sequences of a warm-up
 _NO_WORDS = 1  # rows of the word embedding where every character has the id of no word
 
 
@@ -65,6 +68,8 @@ class Training:
     def __init__(self, case: Case, spec: Spec, task: Task, recipe: Recipe) -> None:
         self.case, self.spec, self.task, self.recipe = case, spec, task, recipe
         self.variant = variant_values(str(case.settings.get("variant", "")))
+        self.steps = int(case.workload["train_steps"])
+        self.before = _warming(case, task, self.steps, self.variant)
         self.words = self.variant["word_embedding"] == "on"
         word_vocab = task.word_vocab if self.words else _NO_WORDS
         config = model_config(spec, word_vocab, **config_changes(spec, self.variant))
@@ -83,8 +88,8 @@ class Training:
 
     def run(self) -> Outcome:
         """Train from the first step to the last, and ask what was learned."""
-        steps = int(self.case.workload["train_steps"])
-        batches = TrainingBatches(self.task, self.spec.seed, words=self.words)
+        steps = self.steps
+        batches = TrainingBatches(self.task, self.spec.seed, words=self.words, before=self.before)
         evaluation = self._evaluation()
         began = time.perf_counter()
         outcome = Outcome()
@@ -148,6 +153,23 @@ class Training:
             Batch(*(x.to(device) for x in (b.char_ids, b.word_ids, b.answers))) for b in drawn
         ]
         return Evaluation(batches, words=self.words)
+
+
+def _warming(
+    case: Case, task: Task, steps: int, variant: Mapping[str, str]
+) -> list[tuple[int, Task]]:
+    """The task on shorter sequences, with the steps that they come before it.
+
+    Raises Unsupported where they are too short for it.
+    """
+    *stages, _ = length_stages(steps, task.batch, task.seq_len, variant)
+    if stages and stages[0].seq_len < _LEAST_TOKENS:
+        raise Unsupported(
+            f"length_warmup={variant['length_warmup']}: sequences of {stages[0].seq_len} tokens at "
+            f"first; take a longer --seq, {_LEAST_TOKENS} tokens are the least"
+        )
+    name = str(case.workload["task"])
+    return [(stage.steps, make_task(name, stage.batch, stage.seq_len)) for stage in stages]
 
 
 def _record(step: int, row: Mapping[str, Any], at_s: float) -> dict[str, Any]:

@@ -60,6 +60,11 @@ KNOBS: dict[str, Knob] = {
         "calibrated", "scale of the gates' scores at first", ("calibrated", "notes"), _SYNTHESISED
     ),
     "kl": Knob("0", "weight of the KL term"),
+    "length_warmup": Knob(
+        "1",
+        "sequences are so many times shorter at first, and double over the first half of the steps",
+        ("1", "2", "4", "8", "16"),
+    ),
     "lr": Knob(f"{LEARNING_RATE:g}", "peak learning rate"),
     "optimizer": Knob("adamw", "what trains it", ("adamw", "rmsuon")),
     "router": Knob("cpr", "how a token chooses experts", ("cpr", "capr", "dot"), _EXPERTS),

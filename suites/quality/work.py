@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dynbench.harness.case import Case
 from dynbench.harness.subject import Work
 from dynbench.suites.formwork import FormShape
+from dynbench.suites.quality.lengths import length_stages
 from dynbench.suites.quality.variants import variant_values
 from dynbench.suites.work import BACKWARD_FLOPS, FORWARD_FLOPS, attended_pairs, dense_pairs
 
@@ -25,16 +26,20 @@ _ID_BYTES, _WEIGHT_BYTES = 16, 4  # of a character with its word, of a trained n
 def training_work(case: Case, parameters: int = 0) -> Work:
     """Cost of the case's training: batches in, ``parameters`` trained numbers out."""
     size = {name: int(value) for name, value in case.workload.items() if isinstance(value, int)}
-    steps, tokens = size["train_steps"], size["batch"] * size["seq_len"]
+    variant = variant_values(str(case.settings.get("variant", "")))
+    stages = length_stages(size["train_steps"], size["batch"], size["seq_len"], variant)
+    tokens = sum(stage.steps * stage.batch * stage.seq_len for stage in stages)
     pair_flops = (FORWARD_FLOPS + BACKWARD_FLOPS) * size["q_heads"] * size["head_dim"]
-    of_pairs = steps * size["layers"] * size["batch"] * pair_flops
     products = size["layers"] * block_products(case) + size["model_dim"] * CHAR_VOCAB
-    linear = steps * _LINEAR_FLOPS * tokens * products
-    moved = steps * tokens * _ID_BYTES + parameters * _WEIGHT_BYTES
+    linear = _LINEAR_FLOPS * tokens * products
+    moved = tokens * _ID_BYTES + parameters * _WEIGHT_BYTES
+    sequences = [(stage.steps * stage.batch, stage.seq_len) for stage in stages]
+    attended = sum(count * attended_pairs(length, case.settings) for count, length in sequences)
+    dense = sum(count * dense_pairs(length) for count, length in sequences)
     return Work(
-        flops=linear + of_pairs * attended_pairs(size["seq_len"], case.settings),
+        flops=linear + size["layers"] * pair_flops * attended,
         bytes=moved,
-        dense_flops=linear + of_pairs * dense_pairs(size["seq_len"]),
+        dense_flops=linear + size["layers"] * pair_flops * dense,
     )
 
 

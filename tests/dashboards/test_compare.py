@@ -195,6 +195,19 @@ def test_best_is_chosen_within_a_kind_of_lists(gpu_frame: pd.DataFrame) -> None:
     assert best[0].gains[-1].speedup == max(c.gains[-1].speedup for c in exact)
 
 
+def test_best_leaves_no_branch_out_where_a_line_has_all(row: Build) -> None:
+    less = {"lists": "exact", "query_tile": 1, "branches": "compressed,selected"}
+    rows = [
+        row("gpu", "sdpa", 8192, latency_ms=9.0),
+        row("gpu", "dynnsiha", 8192, latency_ms=1.0, **less),
+    ]
+    whole = row("gpu", "dynnsiha", 8192, latency_ms=3.0, lists="hybrid", query_tile=4)
+    for measured, expected in ((rows, "exact"), ([*rows, whole], "hybrid")):
+        (facet,) = build_facets(pd.DataFrame(measured), "sdpa")
+        best = best_by_lists(facet.panels[0])
+        assert [comparison.line.lists for comparison in best] == [expected]
+
+
 def test_the_baseline_may_be_a_variant(gpu_frame: pd.DataFrame) -> None:
     (facet,) = build_facets(gpu_frame, "sdpa:cudnn")
     providers = {c.line.provider for c in comparisons(facet.panels[0])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -65,14 +66,22 @@ class TrainingBatches:
         task: what is drawn.
         seed: of the stream.
         words: whether word ids are given; else every character has the id of no word.
+        before: tasks that come first, each with the number of batches that are drawn of it.
     """
 
-    def __init__(self, task: Task, seed: int, *, words: bool = True) -> None:
-        self.task, self.seed, self.words = task, seed, words
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        *,
+        words: bool = True,
+        before: Sequence[tuple[int, Task]] = (),
+    ) -> None:
+        self.task, self.seed, self.words, self.before = task, seed, words, tuple(before)
 
     def draw(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """char_ids, word_ids and the characters that count, [B, T] each."""
-        drawn = self.task.draw("train", self.seed, position)
+        drawn = self._task_at(position).draw("train", self.seed, position)
         words = drawn.word_ids if self.words else torch.zeros_like(drawn.word_ids)
         return drawn.char_ids, words, drawn.counted
 
@@ -83,3 +92,10 @@ class TrainingBatches:
         for part in first:
             checksum = zlib.crc32(part.numpy().tobytes(), checksum)
         return {"checksum": checksum, "seed": self.seed, "words": int(self.words)}
+
+    def _task_at(self, position: int) -> Task:
+        for batches, task in self.before:
+            if position < batches:
+                return task
+            position -= batches
+        return self.task

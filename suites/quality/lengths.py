@@ -1,0 +1,32 @@
+"""How long the sequences of a training are, from step to step. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many steps in a row, each on ``batch`` sequences of ``seq_len`` tokens."""
+
+    steps: int
+    batch: int
+    seq_len: int
+
+
+def length_stages(
+    steps: int, batch: int, seq_len: int, variant: Mapping[str, str]
+) -> tuple[Stage, ...]:
+    """The stages of a training; one, unless the variant has a sequence length warm-up.
+
+    With ``length_warmup=f`` sequences have T / f tokens at first and double until they have T. The
+    shorter lengths share the first half of the steps; a step has the same number of tokens at each,
+    rounded. Only stages with steps count.
+    """
+    factor = int(variant["length_warmup"])
+    factors = [factor >> place for place in range(factor.bit_length() - 1)]
+    each = steps // 2 // max(1, len(factors))
+    warming = [Stage(each, batch * f, seq_len // f) for f in factors if each]
+    done = sum(stage.steps for stage in warming)
+    return (*warming, Stage(steps - done, batch, seq_len))
