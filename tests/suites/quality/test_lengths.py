@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,7 @@ def test_lengths_double_and_steps_and_tokens_add_up(steps, batch, length, factor
     assert all(stage.steps > 0 for stage in stages)
     assert {stage.batch * stage.seq_len for stage in stages} == {batch * seq_len}
     assert stages[-1].seq_len == seq_len
-    for shorter, longer in zip(stages, stages[1:], strict=False):
+    for shorter, longer in itertools.pairwise(stages):
         assert longer.seq_len == 2 * shorter.seq_len
     assert stages[-1].steps >= steps - steps // 2
 
