@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 
 from dynnsiha.learning.newton_schulz import newton_schulz
 
+STACKED_NUMBERS = 1 << 23
+"""Numbers of small parameters that take their step together."""
+
 
 class RMSuon(Optimizer):
     """Orthogonalised steps for matrices, as long as Adam's would be; AdamW for the rest.
@@ -81,38 +84,29 @@ class RMSuon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.is_sparse:
-                    raise RuntimeError(
-                        "RMSuon takes dense gradients: build the embedding with sparse=False"
-                    )
-                self._update(parameter, group)
+            for parameters in _alike(group["params"]):
+                self._update(parameters, group)
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        grad = p.grad
-        assert grad is not None
-        orthogonal = group["orthogonal"] and p.dim() in (2, 3)
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """The step of parameters of one shape, computed as one tensor [n, ...] of all."""
+        orthogonal = group["orthogonal"] and parameters[0].dim() in (2, 3)
+        grad = _stacked([p.grad for p in parameters if p.grad is not None])
         # One decision, step count and length per matrix, or per parameter for the rest; tensors of
-        # [E, 1, 1] or with ones only, so that nothing is read back from the device.
-        dims = (-2, -1) if orthogonal else tuple(range(p.dim()))
+        # [n, E, 1, 1] or with ones behind n, so that nothing is read back from the device.
+        dims = (-2, -1) if orthogonal else tuple(range(1, grad.dim()))
         active = (grad != 0).any(dims, keepdim=True) if dims else grad != 0
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(active.shape, dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
-        elif state["step"].device != p.device:  # a checkpoint read on another device
-            state["step"] = state["step"].to(p.device)
-        mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        states = [self._state(p, active.shape[1:]) for p in parameters]
+        mean, square, count, value = (
+            _stacked([state[name] for state in states])
+            for name in ("exp_avg", "exp_avg_sq", "step", "value")
+        )
         (beta_1, beta_2), lr = group["betas"], group["lr"]
-        count += active
-        mean.copy_(torch.where(active, mean.lerp(grad, 1 - beta_1), mean))
-        square.copy_(torch.where(active, torch.lerp(square, grad.square(), 1 - beta_2), square))
+        count = count + active
+        mean = torch.where(active, mean.lerp(grad, 1 - beta_1), mean)
+        square = torch.where(active, torch.lerp(square, grad.square(), 1 - beta_2), square)
 
-        precision = torch.promote_types(p.dtype, torch.float32)
+        precision = torch.promote_types(grad.dtype, torch.float32)
         steps = count.clamp(min=1).to(precision)  # 0 where nothing is active, and nothing is used
         mean_hat = mean.to(precision) / (1 - beta_1**steps)
         square_hat = square.to(precision) / (1 - beta_2**steps)
@@ -122,5 +116,48 @@ class RMSuon(Optimizer):
             direction = newton_schulz(mean_hat)
             norm = torch.linalg.matrix_norm(direction, keepdim=True)
             move = direction * (length / norm.clamp(min=torch.finfo(precision).tiny))
-        updated = p.to(precision) * (1 - lr * group["weight_decay"]) - lr * move
-        p.copy_(torch.where(active, updated, p))
+        updated = value.to(precision) * (1 - lr * group["weight_decay"]) - lr * move
+        value = torch.where(active, updated.to(value.dtype), value)
+        for place, state in enumerate(states):
+            for name, new in (("exp_avg", mean), ("exp_avg_sq", square), ("step", count)):
+                state[name].copy_(new[place])
+            state["value"].copy_(value[place])
+
+    def _state(self, p: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+        """The tensors that a step changes: those of the parameter's state, and its ``value``."""
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros(shape, dtype=torch.float32, device=p.device)
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.zeros_like(p)
+        elif state["step"].device != p.device:  # a checkpoint read on another device
+            state["step"] = state["step"].to(p.device)
+        return {**state, "value": p}
+
+
+def _alike(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Parameters with a gradient in lists of one shape, dtype and device, each to be one tensor.
+
+    A small matrix takes longer to launch than to compute, some fifty times a step. Together they
+    hold at most STACKED_NUMBERS numbers, and larger ones stay alone: a step takes several times the
+    memory of what it computes at once.
+    """
+    lists: dict[tuple[Any, ...], list[list[Tensor]]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            raise RuntimeError(
+                "RMSuon takes dense gradients: build the embedding with sparse=False"
+            )
+        key = (parameter.shape, parameter.dtype, parameter.device)
+        found = lists.setdefault(key, [[]])
+        if (len(found[-1]) + 1) * parameter.numel() > STACKED_NUMBERS and found[-1]:
+            found.append([])
+        found[-1].append(parameter)
+    return [held for found in lists.values() for held in found]
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """[n, ...] of n tensors; of a single one a view."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dynnsiha import RMSuon
-from dynnsiha.learning import newton_schulz
+from dynnsiha.learning import newton_schulz, rmsuon
 
 LR, BETAS, EPS, DECAY = 0.03, (0.9, 0.99), 1e-8, 0.1
 OPTIONS = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
@@ -64,6 +64,32 @@ def test_a_matrix_moves_by_lr_e_along_the_orthogonalised_direction(shape):
     # Adam's own step is nothing like it.
     adam = torch.linalg.svdvals(move)
     assert float(adam.max() / adam.min()) > 2 * float(orthogonal.max() / orthogonal.min())
+
+
+@pytest.mark.parametrize("most", [1, 50, 1 << 23])
+@pytest.mark.parametrize("shape", [(), (7,), (4, 6), (2, 3, 5)])
+def test_parameters_of_one_shape_step_as_if_alone(shape, most, monkeypatch):
+    """Each with its own length and count, however many are stacked; one now and then without a
+    gradient, or with a zero one."""
+    monkeypatch.setattr(rmsuon, "STACKED_NUMBERS", most)
+    torch.manual_seed(0)
+    start = torch.randn(5, *shape, dtype=torch.float64)
+    grads = torch.randn(4, 5, *shape, dtype=torch.float64)
+    grads[1, 2] = 0
+    together = [nn.Parameter(x.clone()) for x in start]
+    apart = [nn.Parameter(x.clone()) for x in start]
+    optimizers = [RMSuon(together, **OPTIONS), *(RMSuon([p], **OPTIONS) for p in apart)]
+    for step, held in enumerate(grads):
+        for place, grad in enumerate(held):
+            missing = (step, place) == (2, 3)
+            for p in (together[place], apart[place]):
+                p.grad = None if missing else grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, alone, optimizer in zip(together, apart, optimizers[1:], strict=True):
+        torch.testing.assert_close(p, alone)
+        for name, value in optimizer.state[alone].items():
+            torch.testing.assert_close(optimizers[0].state[p][name], value)
 
 
 def test_the_orthogonalised_direction_has_singular_values_near_one():
