@@ -1,9 +1,10 @@
 """Pictures of a report for the docs, made anew from rows by one command.
 
-    python -m dynbench.dashboards.gallery results/h100 docs/images/report
+    python -m dynbench.dashboards.gallery results/h100 results/cpu-quality docs/images/report
 
-It writes the page's first screen (light, dark, narrow), a case's drawer, and the figures of the
-comparison with most to say. It needs the extra ``figures`` and Chrome or Chromium.
+It writes the page's first screen (light, dark, narrow), a case's drawer and the figures of the
+comparison with most to say, and the first screen of the trainings with most rows, if there are any.
+It needs the extra ``figures`` and Chrome or Chromium.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,10 @@ from dynbench.dashboards.compare import best_by_lists
 from dynbench.dashboards.errors import ReportError
 from dynbench.dashboards.export import alone, export_figures
 from dynbench.dashboards.figures.answer import answer_figure
-from dynbench.dashboards.model import Facet, build_facets
+from dynbench.dashboards.frame import prepare
+from dynbench.dashboards.model import Facet, facets_of
+from dynbench.dashboards.quality.curves import read_curves_below
+from dynbench.dashboards.quality.model import quality_groups
 from dynbench.dashboards.report import write_report
 from dynbench.dashboards.summary import importance
 from dynbench.dashboards.views import views
@@ -50,20 +55,28 @@ class Picture:
     anchor: str = ""
 
 
-def make_gallery(runs: Path, folder: Path) -> list[Path]:
-    """Write the pictures of the runs under ``runs`` into ``folder``; return them.
+def make_gallery(runs: Sequence[Path], folder: Path) -> list[Path]:
+    """Write the pictures of the runs in and below ``runs`` into ``folder``; return them.
 
     Raises ReportError where there is no browser, no kaleido, or no comparison to show.
     """
-    frame, _ = read_runs([runs])
-    facets = build_facets(frame, None)
+    frame, _ = read_runs(runs)
+    plain = prepare(frame)
+    facets = facets_of(plain, None)
     if not facets:
-        raise ReportError(f"no rows in {runs}: name a run or a folder of runs")
+        told = ", ".join(map(str, runs))
+        raise ReportError(f"no rows of speed in {told}: name a run or a folder of runs")
     facet = max(facets, key=importance)
+    pictures = _pictures(facet)
+    groups = quality_groups(plain)
+    if groups:
+        most = max(groups, key=lambda group: len(group.facet.rows))
+        pictures.append(Picture("quality", 1280, 720, anchor=f"q{most.number}"))
+    curves, _ = read_curves_below(runs)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        page = write_report(frame, Path(place) / "report.html")
-        files = [_screenshot(page, folder, picture) for picture in _pictures(facet)]
+        page = write_report(frame, Path(place) / "report.html", curves=curves)
+        files = [_screenshot(page, folder, picture) for picture in pictures]
     return files + _figures(facet, folder)
 
 
@@ -106,7 +119,8 @@ def _figures(facet: Facet, folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m dynbench.dashboards.gallery RUNS FOLDER")
-    for written in make_gallery(Path(sys.argv[1]), Path(sys.argv[2])):
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m dynbench.dashboards.gallery RUNS [RUNS...] FOLDER")
+    *given, target = map(Path, sys.argv[1:])
+    for written in make_gallery(given, target):
         print(written, f"{written.stat().st_size / 1000:.0f} kB")

@@ -26,16 +26,17 @@ def test_the_docs_show_every_picture_and_only_small_ones() -> None:
 
 
 def test_without_rows_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="no rows in"):
-        make_gallery(tmp_path, tmp_path / "out")
+    with pytest.raises(ReportError, match="no rows of speed in"):
+        make_gallery([tmp_path], tmp_path / "out")
 
 
 @pytest.mark.browser
 def test_pictures_are_made_of_any_runs(browser, tmp_path: Path) -> None:
     pytest.importorskip("kaleido")
-    files = make_gallery(ROOT / "results" / "cpu", tmp_path)
+    files = make_gallery([ROOT / "results" / "cpu", ROOT / "results" / "cpu-quality"], tmp_path)
     names = {file.name for file in files}
     assert {"first-screen.png", "dark.png", "case.png", "narrow.png", "latency.svg"} <= names
+    assert "quality.png" in names
     for file in files:
         assert 5_000 < file.stat().st_size < 300_000
     assert (tmp_path / "dark.png").read_bytes() != (tmp_path / "first-screen.png").read_bytes()
