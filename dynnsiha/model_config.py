@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from dynnsiha.attention import NSAConfig
 from dynnsiha.embedding.deep_embed import DeepEmbedForm
 from dynnsiha.embedding.hierarchical import PositionKind
+from dynnsiha.forms.layer import Synthesis
 from dynnsiha.forms.nsa import GateKind
 from dynnsiha.synthesis.routing import Router
 from dynnsiha.synthesis.sbl import Init, Routing
@@ -38,6 +39,8 @@ class DynNSIHAConfig:
         compression: what summarises windows of keys and values in sparse attention of the form
             "blocks": "mean" (no parameters) or one of the networks of docs/architecture.md.
         init, routing: of the sparse Bayesian layers.
+        synthesis: what these make of q, k and v: "all", or "values" alone; of attention "dynnsiha"
+            and "dynsiha" in the form "blocks".
         rotary_base: base of the rotary positions in the attention; None for none.
         positions, max_positions: of the embedding; "none" by default, since attention is rotary.
         feed_forward: "swiglu", "moie" (`MoIE`) or "deep_embed" (`DeepEmbed`, by character); of the
@@ -68,6 +71,7 @@ class DynNSIHAConfig:
     compression: CompressionKind = "mean"
     init: Init = "calibrated"
     routing: Routing = "dot"
+    synthesis: Synthesis = "all"
     rotary_base: float | None = 10_000.0
     positions: PositionKind = "none"
     max_positions: int | None = None
@@ -87,6 +91,7 @@ class DynNSIHAConfig:
             ("feed_forward", get_args(FeedForwardKind)),
             ("compression", get_args(CompressionKind)),
             ("router", get_args(Router)),
+            ("synthesis", get_args(Synthesis)),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {list(known)}")
@@ -107,6 +112,12 @@ class DynNSIHAConfig:
             raise ValueError(
                 f"compression={self.compression!r}: only attention 'dynnsiha' and 'nsa' of form"
                 " 'blocks' summarise windows by a network"
+            )
+        synthesised = self.form == "blocks" and self.attention in ("dynnsiha", "dynsiha")
+        if self.synthesis != "all" and not synthesised:
+            raise ValueError(
+                f"synthesis={self.synthesis!r}: only attention 'dynnsiha' and 'dynsiha' of form"
+                " 'blocks' synthesise q, k and v"
             )
         if self.router != "cpr" and self.form == "blocks":
             raise ValueError(f"router={self.router!r}: only forms of experts have a router")

@@ -50,6 +50,7 @@ def _dynnsiha(config: DynNSIHAConfig) -> AttentionLayer:
         compression=_COMPRESSION[config.compression],
         init=config.init,
         routing=config.routing,
+        synthesis=config.synthesis,
         rotary_base=config.rotary_base,
     )
 
@@ -59,6 +60,7 @@ def _dynsiha(config: DynNSIHAConfig) -> AttentionLayer:
         *_heads(config),
         init=config.init,
         routing=config.routing,
+        synthesis=config.synthesis,
         rotary_base=config.rotary_base,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dynnsiha.attention import NSAConfig
 from dynnsiha.attention.compression import CompressionFactory
-from dynnsiha.forms.layer import AttentionLayer, HeadLayout, synthesis_projections
+from dynnsiha.forms.layer import AttentionLayer, HeadLayout, Synthesis, synthesis_projections
 from dynnsiha.forms.nsa import GateKind, SparseCore
 from dynnsiha.synthesis.sbl import Init, Routing
 
@@ -25,6 +25,8 @@ class DynNSIHA(AttentionLayer):
         compression: networks that summarise k and v instead of the mean, to compare with; see
             `SparseCore`.
         init, routing: of both SBLs, see `SparseBayesianLinear`.
+        synthesis: what the first one makes: "all" of q, k and v, or "values" alone, with a plain
+            linear map for q and k.
         rotary_base: base of the rotary positions; None for none.
 
     Raises:
@@ -44,12 +46,15 @@ class DynNSIHA(AttentionLayer):
         compression: CompressionFactory | None = None,
         init: Init = "calibrated",
         routing: Routing = "dot",
+        synthesis: Synthesis = "all",
         rotary_base: float | None = 10_000.0,
     ) -> None:
         layout = HeadLayout.of(d_model, heads, kv_heads, head_dim)
         if config is None:
             config = NSAConfig.word_guided(layout.q_heads, layout.kv_heads)
-        projections = synthesis_projections(d_model, layout, init=init, routing=routing)
+        projections = synthesis_projections(
+            d_model, layout, init=init, routing=routing, synthesis=synthesis
+        )
         core = SparseCore(
             d_model, layout, config, backend=backend, gates=gates, compression=compression
         )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dynnsiha.forms.layer import AttentionLayer, DenseCore, HeadLayout, synthesis_projections
+from dynnsiha.forms.layer import (
+    AttentionLayer,
+    DenseCore,
+    HeadLayout,
+    Synthesis,
+    synthesis_projections,
+)
 from dynnsiha.synthesis.sbl import Init, Routing
 
 
@@ -17,6 +23,8 @@ class DynSIHA(AttentionLayer):
         heads, kv_heads, head_dim: defaults are one head as wide as the model; kv_heads defaults to
             heads and head_dim to d_model / heads.
         init, routing: of both SBLs, see `SparseBayesianLinear`.
+        synthesis: what the first one makes: "all" of q, k and v, or "values" alone, with a plain
+            linear map for q and k.
         rotary_base: base of the rotary positions; None for none.
 
     Raises:
@@ -32,8 +40,11 @@ class DynSIHA(AttentionLayer):
         *,
         init: Init = "calibrated",
         routing: Routing = "dot",
+        synthesis: Synthesis = "all",
         rotary_base: float | None = 10_000.0,
     ) -> None:
         layout = HeadLayout.of(d_model, heads, kv_heads, head_dim)
-        projections = synthesis_projections(d_model, layout, init=init, routing=routing)
+        projections = synthesis_projections(
+            d_model, layout, init=init, routing=routing, synthesis=synthesis
+        )
         super().__init__(layout, projections, DenseCore(), rotary_base=rotary_base)

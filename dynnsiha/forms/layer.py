@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from dynnsiha.synthesis.sbl import Init, Routing, SparseBayesianLinear
 
 if TYPE_CHECKING:
     from dynnsiha.attention import NSAAux, NSAConfig
+
+Synthesis = Literal["all", "values"]
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,39 @@ def linear_projections(d_model: int, layout: HeadLayout) -> tuple[nn.Module, nn.
 
 
 def synthesis_projections(
-    d_model: int, layout: HeadLayout, *, init: Init, routing: Routing
+    d_model: int, layout: HeadLayout, *, init: Init, routing: Routing, synthesis: Synthesis = "all"
 ) -> tuple[nn.Module, nn.Module]:
-    """The same two maps as SBLs: q, k, v and the output are synthesised from the input."""
-    qkv = SparseBayesianLinear(d_model, layout.qkv_width, init=init, routing=routing)
+    """The same two maps as SBLs: what ``synthesis`` names and the output come from the input.
+
+    Raises:
+        ValueError: synthesis is neither "all" nor "values".
+    """
+    if synthesis not in get_args(Synthesis):
+        raise ValueError(f"synthesis={synthesis!r}: must be one of {list(get_args(Synthesis))}")
+    qkv: nn.Module
+    if synthesis == "all":
+        qkv = SparseBayesianLinear(d_model, layout.qkv_width, init=init, routing=routing)
+    else:
+        qkv = ValueSynthesis(d_model, layout, init=init, routing=routing)
     return qkv, SparseBayesianLinear(layout.output_width, d_model, init=init, routing=routing)
+
+
+class ValueSynthesis(nn.Module):
+    """q and k by a plain linear map, v by an SBL: x [..., d_model] → q, k, v [..., (H + 2 K) D]."""
+
+    def __init__(self, d_model: int, layout: HeadLayout, *, init: Init, routing: Routing) -> None:
+        super().__init__()
+        value_width = layout.kv_heads * layout.head_dim
+        self.plain = nn.Linear(d_model, layout.qkv_width - value_width, bias=False)
+        self.values = SparseBayesianLinear(d_model, value_width, init=init, routing=routing)
+
+    def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """As `SparseBayesianLinear`; the routing is that of v's neurons."""
+        plain = self.plain(x)
+        if return_routing:
+            values, weight = self.values(x, return_routing=True)
+            return torch.cat([plain, values], -1), weight
+        return torch.cat([plain, self.values(x)], -1)
 
 
 class AttentionLayer(nn.Module):
@@ -291,6 +321,6 @@ class AttentionLayer(nn.Module):
 
 def _routed(layer: nn.Module, x: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """Output of a projection, and its routing where it has one and it is wanted."""
-    if wanted and isinstance(layer, SparseBayesianLinear):
+    if wanted and isinstance(layer, (SparseBayesianLinear, ValueSynthesis)):
         return layer(x, return_routing=True)
     return layer(x), None

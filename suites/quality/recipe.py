@@ -50,6 +50,8 @@ def config_changes(spec: Spec, variant: Mapping[str, str]) -> dict[str, Any]:
     }
     if variant["form"] != "blocks":
         changes["form"] = variant["form"]
+    if variant["synthesis"] == "values":
+        changes["synthesis"] = "values"
     if variant["synthesis"] == "linear":
         changes["attention"] = _WITHOUT_SYNTHESIS[spec.provider]
     if spec.config is not None and variant["tile_scoring"] == "aggregate":

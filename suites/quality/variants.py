@@ -73,7 +73,10 @@ KNOBS: dict[str, Knob] = {
     "sars_sign": Knob("plus", "sign of goodness in SARS", ("plus", "minus")),
     "sml": Knob("0", "weight of surprise minimisation"),
     "synthesis": Knob(
-        "sbl", "sparse Bayesian layers, or plain projections", ("sbl", "linear"), _SYNTHESISED
+        "sbl",
+        "sparse Bayesian layers, those of v and the output alone, or plain projections",
+        ("sbl", "values", "linear"),
+        _SYNTHESISED,
     ),
     "tile_scoring": Knob(
         "leader",

@@ -65,8 +65,12 @@ def _projections(name: str, shape: FormShape, variant: Mapping[str, str]) -> int
     if name in ("flat", "recursive") or variant["form"] != "blocks":
         experts = _ACTIVE * (shape.heads_weights + 2 * d * (4 * d // _ACTIVE))
         return experts + 2 * _EXPERTS * d  # two routers
-    synthesised = name in ("dynsiha", "dynnsiha") and variant["synthesis"] == "sbl"
-    attention = (2 if synthesised else 1) * shape.heads_weights
+    attention = shape.heads_weights
+    if name in ("dynsiha", "dynnsiha"):  # a synthesised map has two matrices
+        if variant["synthesis"] == "sbl":
+            attention *= 2
+        elif variant["synthesis"] == "values":
+            attention += d * (shape.q_heads + shape.kv_heads) * shape.head_dim
     if variant["feed_forward"] == "moie":
         return attention + 2 * 2 * 4 * d * d
     return attention + 3 * d * 64 * -(-8 * d // (3 * 64))

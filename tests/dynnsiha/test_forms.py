@@ -37,6 +37,7 @@ OVERLAPPING = replace(EXACT, compress_block=8, compress_stride=4)
 HYBRID = replace(EXACT, query_tile=4, private_blocks=1)
 FORMS = {
     "dynsiha": lambda: DynSIHA(WIDTH, 2),
+    "dynsiha values": lambda: DynSIHA(WIDTH, 4, 2, synthesis="values"),
     "nsa": lambda: NativeSparseAttention(WIDTH, 4, 2, config=OVERLAPPING),
     "nsa convolution": lambda: NativeSparseAttention(
         WIDTH, 4, 2, config=OVERLAPPING, compression=ConvLinearCompress
@@ -54,6 +55,7 @@ FORMS = {
     "dynnsiha softmax cosine": lambda: DynNSIHA(
         WIDTH, 4, 2, config=HYBRID, gates="softmax", routing="cosine"
     ),
+    "dynnsiha values": lambda: DynNSIHA(WIDTH, 4, 2, config=HYBRID, synthesis="values"),
 }
 every_form = pytest.mark.parametrize("name", FORMS)
 
@@ -118,6 +120,18 @@ def test_dynsiha_equals_attention_written_out(heads, kv_heads, head_dim):
     layer = DynSIHA(WIDTH, heads, kv_heads, head_dim).double()
     x = _input(37).double()
     torch.testing.assert_close(layer(x), _written_out(layer, x, _causal(37)))
+
+
+def test_values_alone_are_synthesised():
+    layer = DynSIHA(WIDTH, 4, 2, synthesis="values").double()
+    x = _input().double()
+    q, k, v = layer.layout.split(layer.qkv(x))
+    plain = x @ layer.qkv.plain.weight.T
+    torch.testing.assert_close(q.flatten(-2), plain[..., : q[0, 0].numel()])
+    torch.testing.assert_close(k.flatten(-2), plain[..., q[0, 0].numel() :])
+    sbl = layer.qkv.values
+    score = sbl.score_scale * x @ (sbl.mu * F.softplus(sbl.sigma_raw)).T / WIDTH**0.5
+    torch.testing.assert_close(v.flatten(-2), F.relu(score - sbl.gate) * (x @ sbl.mu.T + sbl.bias))
 
 
 def test_defaults_are_one_head_as_wide_as_the_model():
@@ -220,10 +234,12 @@ def test_routing_shows_what_the_input_decided(name):
         assert routing.qkv is None
         assert routing.output is None
     else:
-        assert routing.qkv.shape == (2, 111, layout.qkv_width)
+        of_values = layout.kv_heads * layout.head_dim
+        neurons = of_values if name.endswith("values") else layout.qkv_width
+        assert routing.qkv.shape == (2, 111, neurons)
         assert routing.output.shape == x.shape
         assert 0.3 < float(activation_rate(routing.qkv)) < 0.8
-    if name == "dynsiha":
+    if name.startswith("dynsiha"):
         assert routing.gates is None
         assert routing.attention is None
     else:
@@ -357,6 +373,7 @@ def test_projections_have_the_layouts_width():
         (lambda: DynNSIHA(WIDTH, 0), r"q_heads=0: must"),
         (lambda: NativeSparseAttention(WIDTH, 4, 3), r"kv_heads=3: must divide q_heads=4"),
         (lambda: DynSIHA(WIDTH, 4, 0), r"kv_heads=0: must be at least 1"),
+        (lambda: DynSIHA(WIDTH, 2, synthesis="keys"), r"synthesis='keys': must be one of"),
         (lambda: DynSIHA(WIDTH, 2, head_dim=5), r"head_dim=5: rotary .* rotary_base=None"),
     ],
 )

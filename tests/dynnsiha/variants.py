@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dynnsiha exact": {"nsa": EXACT},
     "dynnsiha hybrid": {"nsa": HYBRID, "positions": "sinusoidal"},
     "dynnsiha dynamic": {"nsa": replace(HYBRID, top_p=0.5, per_head_lists=True)},
+    "dynnsiha values": {"nsa": HYBRID, "synthesis": "values"},
     "dynnsiha compressed": {"nsa": HYBRID, "compression": "mlp"},
     "nsa compressed": {"attention": "nsa", "nsa": EXACT, "compression": "transformer"},
     "moie": {"nsa": HYBRID, "feed_forward": "moie"},

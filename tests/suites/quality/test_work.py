@@ -41,6 +41,7 @@ def products_of(model: nn.Module) -> int:
         ("dynsiha", ()),
         ("dynnsiha", ()),
         ("dynnsiha", ("synthesis=linear",)),
+        ("dynnsiha", ("synthesis=values",)),
         ("dynnsiha", ("feed_forward=moie",)),
         ("nsa", ("feed_forward=moie",)),
         ("flat", ()),
