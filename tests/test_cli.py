@@ -423,6 +423,14 @@ def test_the_self_checks_compare_at_least_200_cases(name, monkeypatch):
     assert settings.retest
 
 
+@pytest.mark.parametrize("name", ["cpu-planted", "gpu-planted"])
+def test_slow_downs_are_planted_into_at_least_100_cases(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    settings = read_settings(Path(__file__).parents[1] / f"results/self-check/{name}.toml")
+    assert len(plan(request.wanted_by(settings.run))) >= 100
+    assert settings.max_rounds > settings.min_rounds == Settings().min_rounds
+
+
 def test_several_gpus_are_predicted_to_share_the_work(monkeypatch, capsys):
     found = [Gpu(index, "planted", None) for index in range(2)]
     monkeypatch.setattr("dynbench.suites.request.visible_gpus", lambda: found)
