@@ -195,11 +195,9 @@ class ValueSynthesis(nn.Module):
 
     def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """As `SparseBayesianLinear`; the routing is that of v's neurons."""
-        plain = self.plain(x)
-        if return_routing:
-            values, weight = self.values(x, return_routing=True)
-            return torch.cat([plain, values], -1), weight
-        return torch.cat([plain, self.values(x)], -1)
+        values, weight = self.values(x, return_routing=True)
+        qkv = torch.cat([self.plain(x), values], -1)
+        return (qkv, weight) if return_routing else qkv
 
 
 class AttentionLayer(nn.Module):

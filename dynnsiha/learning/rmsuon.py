@@ -97,10 +97,9 @@ class RMSuon(Optimizer):
         dims = (-2, -1) if orthogonal else tuple(range(1, grad.dim()))
         active = (grad != 0).any(dims, keepdim=True) if dims else grad != 0
         states = [self._state(p, active.shape[1:]) for p in parameters]
-        mean, square, count, value = (
-            _stacked([state[name] for state in states])
-            for name in ("exp_avg", "exp_avg_sq", "step", "value")
-        )
+        changed = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+        changed.append(parameters)
+        mean, square, count, value = map(_stacked, changed)
         (beta_1, beta_2), lr = group["betas"], group["lr"]
         count = count + active
         mean = torch.where(active, mean.lerp(grad, 1 - beta_1), mean)
@@ -118,13 +117,12 @@ class RMSuon(Optimizer):
             move = direction * (length / norm.clamp(min=torch.finfo(precision).tiny))
         updated = value.to(precision) * (1 - lr * group["weight_decay"]) - lr * move
         value = torch.where(active, updated.to(value.dtype), value)
-        for place, state in enumerate(states):
-            for name, new in (("exp_avg", mean), ("exp_avg_sq", square), ("step", count)):
-                state[name].copy_(new[place])
-            state["value"].copy_(value[place])
+        for tensors, new in zip(changed, (mean, square, count, value), strict=True):
+            for tensor, part in zip(tensors, new, strict=True):
+                tensor.copy_(part)
 
     def _state(self, p: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-        """The tensors that a step changes: those of the parameter's state, and its ``value``."""
+        """The parameter's state, made where it has none yet; ``shape`` is that of its counts."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros(shape, dtype=torch.float32, device=p.device)
@@ -132,7 +130,7 @@ class RMSuon(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(p)
         elif state["step"].device != p.device:  # a checkpoint read on another device
             state["step"] = state["step"].to(p.device)
-        return {**state, "value": p}
+        return state
 
 
 def _alike(parameters: Iterable[Tensor]) -> list[list[Tensor]]:

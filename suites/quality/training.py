@@ -88,7 +88,6 @@ class Training:
 
     def run(self) -> Outcome:
         """Train from the first step to the last, and ask what was learned."""
-        steps = self.steps
         batches = TrainingBatches(self.task, self.spec.seed, words=self.words, before=self.before)
         evaluation = self._evaluation()
         began = time.perf_counter()
@@ -106,13 +105,15 @@ class Training:
             self.model,
             batches,
             self.optimizer,
-            steps=steps,
+            steps=self.steps,
             objective=self.objective,
-            schedule=warmup_cosine(steps, warmup=min(self.recipe.warmup_steps, steps // 10)),
-            log_every=_each(steps, self.recipe.logged_steps),
-            check_every=_each(steps, self.recipe.logged_steps),
+            schedule=warmup_cosine(
+                self.steps, warmup=min(self.recipe.warmup_steps, self.steps // 10)
+            ),
+            log_every=_each(self.steps, self.recipe.logged_steps),
+            check_every=_each(self.steps, self.recipe.logged_steps),
             evaluation=evaluate,
-            evaluate_every=_each(steps, self.recipe.evaluations),
+            evaluate_every=_each(self.steps, self.recipe.evaluations),
             on_log=keep,
             progress=False,
         )
