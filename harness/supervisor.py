@@ -270,6 +270,14 @@ class Supervisor:
         if worker is not None:
             worker.close()
 
+    def launch(self, device: str) -> None:
+        """Begin to start a worker, if there is none, and do not wait for it.
+
+        Several supervisors' workers start at the same time that way.
+        """
+        if self._worker is None and device not in self._start_failures:
+            self._worker = WorkerProcess(device, self._environment, self._stopped)
+
     def machine(self, device: str) -> dict[str, Any]:
         """Provenance columns for rows on ``device``, as the worker reported them.
 
@@ -326,14 +334,16 @@ class Supervisor:
         """The worker for ``device``, started if need be; None where none can be started."""
         if self._worker is not None and self._worker.device != device:
             self.close()
-        if self._worker is None and device not in self._start_failures:
+        ready = self._worker is not None and self._worker.machine
+        if not ready and device not in self._start_failures:
             self._start(device)
         return self._worker
 
     def _start(self, device: str) -> None:
         for attempt in range(_START_ATTEMPTS):
-            worker = WorkerProcess(device, self._environment, self._stopped)
-            self._worker = worker  # before waiting: Ctrl-C must find it
+            self.launch(device)  # before waiting: Ctrl-C must find it
+            worker = self._worker
+            assert worker is not None
             try:
                 worker.wait_ready()
             except (WorkerDied, WorkerTooSlow) as failure:

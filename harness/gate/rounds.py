@@ -88,8 +88,8 @@ class Rounds:
             ]
             found: dict[str, list[Reading]] = {BASELINE: [], CANDIDATE: []}
             missing = [c for c in cases if any(c.case_id not in p.rows for p in processes)]
-            for process in processes if missing else ():
-                process.start(missing[0].device)
+            if missing:
+                _start(processes, missing[0].device)
             total = len(cases) * len(processes)
             for done, (case, process) in enumerate(itertools.product(cases, processes), start=1):
                 row = process.row(case)
@@ -135,10 +135,6 @@ class _Process:
     supervisor: Supervisor
     rows: dict[str, dict[str, Any]]
 
-    def start(self, device: str) -> None:
-        """Start the worker: before the first case, so that starting lies between no two rows."""
-        self.supervisor.machine(device)
-
     def row(self, case: Case) -> dict[str, Any]:
         """The case's row: measured now, unless it is there."""
         if case.case_id not in self.rows:
@@ -147,6 +143,14 @@ class _Process:
             row = {**identity, **without_identity(columns), **self.version.columns}
             self.rows[case.case_id] = self.writer.append(row)
         return self.rows[case.case_id]
+
+
+def _start(processes: Sequence[_Process], device: str) -> None:
+    """Start all workers at once, before the first case: starting lies between no two rows."""
+    for process in processes:
+        process.supervisor.launch(device)
+    for process in processes:
+        process.supervisor.machine(device)
 
 
 def new_folder(root: Path, name: str | None = None) -> Path:

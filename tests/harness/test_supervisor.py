@@ -11,7 +11,7 @@ import pytest
 
 from dynbench.harness.case import Case
 from dynbench.harness.schema import complete_row
-from dynbench.harness.supervisor import Supervisor
+from dynbench.harness.supervisor import Supervisor, WorkerProcess
 
 PREPARE = "planted:prepare"
 LIMIT_S = 60.0
@@ -196,6 +196,26 @@ def test_workers_that_cannot_start_cost_rows_and_little_time(planted, tmp_path, 
     assert rows[0]["reason"] == "no worker can be started: ImportError: torch is broken here"
     assert rows[0]["machine_id"]
     assert time.monotonic() - began < 20
+
+
+def test_a_launched_worker_is_the_one_that_measures(planted, monkeypatch):
+    started = []
+
+    class Noted(WorkerProcess):
+        def __init__(self, *arguments):
+            started.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("dynbench.harness.supervisor.WorkerProcess", Noted)
+    with Supervisor(PREPARE, quick=True) as supervisor:
+        supervisor.ceilings.update(CEILINGS)
+        supervisor.launch("cpu")
+        supervisor.launch("cpu")  # there is one
+        assert len(started) == 1
+        assert not started[0].machine  # and nothing waited for it
+        assert supervisor.measure(planted("plain"), LIMIT_S)["status"] == "ok"
+        supervisor.launch("cpu")
+        assert len(started) == 1
 
 
 def test_cuda_without_a_gpu_is_unavailable(planted):
