@@ -419,11 +419,11 @@ def test_the_self_checks_compare_at_least_200_cases(name, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     settings = read_settings(Path(__file__).parents[1] / f"results/self-check/{name}.toml")
     assert len(plan(request.wanted_by(settings.run))) >= 200
-    assert settings.min_rounds == settings.max_rounds == Settings().min_rounds
+    assert settings.min_rounds == Settings().min_rounds
     assert settings.retest
 
 
-@pytest.mark.parametrize("name", ["cpu-planted", "gpu-planted"])
+@pytest.mark.parametrize("name", ["cpu-planted", "gpu"])
 def test_slow_downs_are_planted_into_at_least_100_cases(name, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     settings = read_settings(Path(__file__).parents[1] / f"results/self-check/{name}.toml")
