@@ -131,6 +131,7 @@ class Worker:
             release_memory(self.device if self.machine.get("gpu_name") else "cpu")
         except Exception:  # a sticky CUDA error shows at the next synchronisation: here
             return False
+        gc.freeze()  # what this case imported and compiled
         return True
 
     def _stage(self, stage: str) -> None:
@@ -201,7 +202,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(threads)
     machine = machine_facts(device)
     gc.collect()
-    gc.freeze()  # what is loaded by now stays: later collections need not walk it
+    gc.freeze()  # what is loaded by now stays: the many collections of a case need not walk it
     if device == "cpu":
         limit_memory()
     with (

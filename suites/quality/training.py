@@ -17,7 +17,6 @@ from dynbench.harness.curves import CURVES_FOLDER, write_curves
 from dynbench.harness.subject import Correctness, Unsupported
 from dynbench.suites.models import build_model, model_config
 from dynbench.suites.quality.evaluation import Evaluation, Score
-from dynbench.suites.quality.lengths import length_stages
 from dynbench.suites.quality.recipe import (
     Recipe,
     config_changes,
@@ -25,9 +24,11 @@ from dynbench.suites.quality.recipe import (
     make_optimizer,
 )
 from dynbench.suites.quality.routing import RoutingFacts
+from dynbench.suites.quality.selection import DenseWarmup
 from dynbench.suites.quality.tasks.base import Batch, Task, TrainingBatches
 from dynbench.suites.quality.tasks.making import make_task
 from dynbench.suites.quality.variants import variant_values
+from dynbench.suites.quality.warmups import dense_steps, length_stages
 from dynbench.suites.spec import Spec
 from dynnsiha.learning import fit, warmup_cosine
 
@@ -77,6 +78,9 @@ class Training:
         model = build_model(replace(spec, dtype=torch.float32), config)
         half = spec.dtype != torch.float32
         self.model: nn.Module = Autocast(model, spec.dtype) if half else model
+        self.dense_warmup = DenseWarmup(
+            self.model, spec.seq_len, dense_steps(self.steps, self.variant)
+        )
         self.optimizer = make_optimizer(self.model, self.variant)
         self.objective = make_objective(self.model, self.optimizer, self.variant)
         self.outcome = Outcome()
@@ -94,7 +98,8 @@ class Training:
         outcome = Outcome()
 
         def evaluate(model: nn.Module) -> Mapping[str, float]:
-            outcome.score = evaluation.score(model)
+            with self.dense_warmup.ended():
+                outcome.score = evaluation.score(model)
             return outcome.score.columns
 
         def keep(step: int, rows: list[dict[str, Any]]) -> None:
@@ -115,6 +120,7 @@ class Training:
             evaluation=evaluate,
             evaluate_every=_each(self.steps, self.recipe.evaluations),
             on_log=keep,
+            on_step=lambda step, losses: self.dense_warmup.before_step(step + 1),
             progress=False,
         )
         self.outcome = outcome

@@ -46,6 +46,12 @@ KNOBS: dict[str, Knob] = {
         ("mean", "conv", "attention", "mlp", "projection", "transformer"),
         ("nsa", "dynnsiha"),
     ),
+    "dense_warmup": Knob(
+        "0",
+        "share of the steps, at first, in which a query selects every block",
+        ("0", "0.25", "0.5", "0.75"),
+        ("nsa", "dynnsiha"),
+    ),
     "fars": Knob("0", "weight of Fisher-aware routing shaping"),
     "feed_forward": Knob(
         "swiglu", "the feed-forward: plain, or synthesised", ("swiglu", "moie"), _BLOCKS

@@ -7,13 +7,13 @@ compression networks and auxiliary losses count nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dynbench.harness.case import Case
+from dynbench.harness.case import Case, Value
 from dynbench.harness.subject import Work
 from dynbench.suites.formwork import FormShape
-from dynbench.suites.quality.lengths import length_stages
 from dynbench.suites.quality.variants import variant_values
+from dynbench.suites.quality.warmups import Stage, dense_steps, length_stages
 from dynbench.suites.work import BACKWARD_FLOPS, FORWARD_FLOPS, attended_pairs, dense_pairs
 
 CHAR_VOCAB = 256
@@ -33,14 +33,26 @@ def training_work(case: Case, parameters: int = 0) -> Work:
     products = size["layers"] * block_products(case) + size["model_dim"] * CHAR_VOCAB
     linear = _LINEAR_FLOPS * tokens * products
     moved = tokens * _ID_BYTES + parameters * _WEIGHT_BYTES
-    sequences = [(stage.steps * stage.batch, stage.seq_len) for stage in stages]
-    attended = sum(count * attended_pairs(length, case.settings) for count, length in sequences)
-    dense = sum(count * dense_pairs(length) for count, length in sequences)
+    attended = _attended(stages, dense_steps(size["train_steps"], variant), case.settings)
+    dense = sum(stage.steps * stage.batch * dense_pairs(stage.seq_len) for stage in stages)
     return Work(
         flops=linear + size["layers"] * pair_flops * attended,
         bytes=moved,
         dense_flops=linear + size["layers"] * pair_flops * dense,
     )
+
+
+def _attended(stages: Sequence[Stage], dense: int, settings: Mapping[str, Value]) -> int:
+    """Pairs of queries and keys over all steps, of which the first ``dense`` have all blocks."""
+    all_blocks = {**settings, "top_n": stages[-1].seq_len}
+    total = 0
+    for stage in stages:
+        whole = min(stage.steps, dense)
+        dense -= whole
+        for steps, chosen in ((whole, all_blocks), (stage.steps - whole, settings)):
+            if steps:
+                total += steps * stage.batch * attended_pairs(stage.seq_len, chosen)
+    return total
 
 
 def block_products(case: Case) -> int:

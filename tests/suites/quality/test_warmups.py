@@ -1,4 +1,4 @@
-"""Sequence length warm-up: stages that add up, and a training that goes through them."""
+"""Warm-ups: stages that add up, and trainings that go through them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from dynbench.harness.subject import Unsupported
 from dynbench.suites.cost import call_work
-from dynbench.suites.quality.lengths import Stage, length_stages
 from dynbench.suites.quality.recipe import Recipe
 from dynbench.suites.quality.tasks.recall import Recall
 from dynbench.suites.quality.training import Training
+from dynbench.suites.quality.warmups import Stage, dense_steps, length_stages
 from dynbench.suites.spec import Spec
+from dynnsiha.forms.nsa import SparseCore
 
 
 def warmed(steps, batch, seq_len, factor):
@@ -73,3 +74,41 @@ def test_sequences_that_begin_too_short_are_unsupported(tiny_case):
     case = tiny_case("sdpa", variants=("length_warmup=16",), train_steps=32)
     with pytest.raises(Unsupported, match="length_warmup=16: sequences of 4 tokens at first"):
         Training(case, Spec.of(case), Recall(2, 64), Recipe())
+
+
+@pytest.mark.parametrize("provider", ["nsa", "dynnsiha"])
+def test_all_blocks_are_selected_for_the_first_share_of_the_steps(tiny_case, provider):
+    case = tiny_case(provider, variants=("dense_warmup=0.5",), train_steps=4)
+    training = Training(case, Spec.of(case), Recall(2, 64), Recipe(evaluated_sequences=2))
+    core = next(m for m in training.model.modules() if isinstance(m, SparseCore))
+    seen = {True: [], False: []}
+    handle = core.register_forward_pre_hook(
+        lambda module, args: seen[module.training].append(module.config.top_n)
+    )
+    training.run()
+    handle.remove()
+    assert seen[True] == [8, 8, 5, 5]
+    assert set(seen[False]) == {5}, "asked as it will be used"
+
+
+def test_dense_steps_are_a_share_of_all():
+    assert [dense_steps(1000, {"dense_warmup": share}) for share in ("0", "0.25")] == [0, 250]
+
+
+def test_the_work_of_a_dense_warm_up_has_all_blocks(tiny_case):
+    warm = call_work(tiny_case("nsa", variants=("dense_warmup=0.25",), train_steps=4))
+    sparse = call_work(tiny_case("nsa", train_steps=4))
+    dense = call_work(tiny_case("nsa", train_steps=4, top_n=8))
+    assert warm.flops == pytest.approx((dense.flops + 3 * sparse.flops) / 4)
+    assert sparse.flops < warm.flops < dense.flops
+
+
+def test_both_warm_ups_together_count_each_step_once(tiny_case):
+    both = ("length_warmup=2,dense_warmup=0.75",)
+    warm = call_work(tiny_case("nsa", variants=both, train_steps=4))
+    parts = [
+        call_work(tiny_case("nsa", train_steps=2, seq_lens=(32,), batch=4, top_n=8)),
+        call_work(tiny_case("nsa", train_steps=1, top_n=8)),
+        call_work(tiny_case("nsa", train_steps=1)),
+    ]
+    assert warm.flops == pytest.approx(sum(part.flops for part in parts))

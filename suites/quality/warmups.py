@@ -1,4 +1,4 @@
-"""How long the sequences of a training are, from step to step. Imports no torch."""
+"""What a training begins with: shorter sequences, lists of all blocks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def length_stages(
     warming = [Stage(each, batch * f, seq_len // f) for f in factors if each]
     done = sum(stage.steps for stage in warming)
     return (*warming, Stage(steps - done, batch, seq_len))
+
+
+def dense_steps(steps: int, variant: Mapping[str, str]) -> int:
+    """How many steps, at first, have every block in each list: a share ``dense_warmup`` of all."""
+    return round(steps * float(variant["dense_warmup"]))
