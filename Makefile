@@ -37,7 +37,8 @@ bench: venv
 	$(BIN)/dynbench run --seq $(SEQ) --report $(BENCH_OPTIONS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(TEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile \
+		--no-loadscope-reorder $(TEST_OPTIONS)
 
 # mypy knows neither editable installs nor a package-dir mapping: the link shows it `dynbench` as it
 # is once installed.

@@ -77,7 +77,9 @@ class Limits:
     @classmethod
     def quick(cls) -> Limits:
         """For a first answer: the same steps with fewer samples."""
-        criterion = StoppingCriterion(precision=0.03, min_samples=3, max_samples=25, max_seconds=1)
+        criterion = StoppingCriterion(
+            precision=0.03, min_samples=3, max_samples=25, min_seconds=0.0, max_seconds=1
+        )
         return cls(slow_call_s=2.0, warmup_s=0.1, stage_calls=3, criterion=criterion)
 
 

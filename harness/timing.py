@@ -31,12 +31,15 @@ class StoppingCriterion:
     """Stop when the median is precise enough, or at a ceiling of samples or of time.
 
     ``precision`` is the half-width of the median's 95 % interval over the median. At least
-    ``min_samples`` are taken, whatever they cost; past those, ``max_seconds`` ends it.
+    ``min_samples`` are taken, whatever they cost; past those, ``max_seconds`` ends it. Precision
+    counts only after ``min_seconds``: a few samples in a row agree while a card under its power cap
+    is still lowering its clock.
     """
 
     precision: float = 0.01
     min_samples: int = 5
     max_samples: int = 100
+    min_seconds: float = 0.3
     max_seconds: float = 10.0
 
     def enough(self, samples_ms: list[float], elapsed_s: float) -> bool:
@@ -45,6 +48,8 @@ class StoppingCriterion:
             return False
         if len(samples_ms) >= self.max_samples or elapsed_s >= self.max_seconds:
             return True
+        if elapsed_s < self.min_seconds:
+            return False
         reached = median_precision(samples_ms)
         return reached is not None and reached <= self.precision
 

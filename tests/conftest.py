@@ -1,12 +1,15 @@
 """What all tests share: properties are not judged by the clock, the same commit draws the same
-examples, workers share the cores, and what they start can be interrupted.
+examples, workers share the cores and take the longest files first, and what they start can be
+interrupted.
 
 ``HYPOTHESIS_PROFILE=explore python -m pytest -m hypothesis`` looks for new ones.
 """
 
 import os
 import signal
+from collections import Counter
 
+import pytest
 from hypothesis import settings
 
 from dynbench.harness.machine import usable_cpus
@@ -25,3 +28,15 @@ if workers > 1:
 # A shell's background job ignores interrupts, and what it starts would too: tests send them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A worker that takes a minute's file last works alone for that minute. Where many tests are, much
+# time goes by itself; these have few, and long ones.
+_LONG_FILES = ("test_scale.py", "test_real_text.py", "test_cli.py", "test_rounds.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first, then those with many tests; the order within a file stays."""
+    ranks = {name: rank for rank, name in enumerate(_LONG_FILES)}
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (ranks.get(item.path.name, len(ranks)), -counts[item.path]))

@@ -21,8 +21,12 @@ from dynnsiha.forms.layer import (
 
 GateKind = Literal["sigmoid", "softmax"]
 
-# A new layer reads its window first; the other branches start at sigmoid(-2) = 0.12.
-_GATE_BIAS = {"compressed": -2.0, "selected": -2.0, "sliding": 2.0}
+GateStart = Literal["even", "sliding"]
+# "sliding": a new layer reads its window first, the other branches start at sigmoid(-2) = 0.12.
+_START: dict[GateStart, dict[str, float]] = {
+    "even": dict.fromkeys(BRANCHES, 0.0),
+    "sliding": {"compressed": -2.0, "selected": -2.0, "sliding": 2.0},
+}
 
 
 class BranchGates(nn.Module):
@@ -56,11 +60,15 @@ class BranchGates(nn.Module):
         self.register_buffer("used", used, persistent=False)
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the weights afresh; the biases favour the sliding branch."""
         self.linear.reset_parameters()
-        bias = [_GATE_BIAS[branch] for branch in BRANCHES] * self.q_heads
+        self.start("sliding")
+
+    @torch.no_grad()
+    def start(self, start: GateStart) -> None:
+        """Set the biases: "even" opens all branches by half, "sliding" favours that one."""
+        bias = [_START[start][branch] for branch in BRANCHES] * self.q_heads
         self.linear.bias.copy_(torch.tensor(bias))
 
     def forward(self, x: Tensor) -> Tensor:

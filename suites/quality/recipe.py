@@ -12,6 +12,7 @@ from torch import nn
 from dynbench.harness.subject import Unsupported
 from dynbench.suites.spec import Spec
 from dynnsiha.forms.expert_block import ExpertHeads, ExpertMLP
+from dynnsiha.forms.nsa import BranchGates, GateStart
 from dynnsiha.learning import (
     FisherAwareRoutingShaping,
     Objective,
@@ -57,6 +58,14 @@ def config_changes(spec: Spec, variant: Mapping[str, str]) -> dict[str, Any]:
     if spec.config is not None and variant["tile_scoring"] == "aggregate":
         changes["nsa"] = replace(spec.config, tile_scoring="aggregate")
     return changes
+
+
+def start_gates(model: nn.Module, variant: Mapping[str, str]) -> None:
+    """Set what the branch gates of the new model favour."""
+    start: GateStart = "even" if variant["gate_start"] == "even" else "sliding"
+    for module in model.modules():
+        if isinstance(module, BranchGates):
+            module.start(start)
 
 
 def make_optimizer(model: nn.Module, variant: Mapping[str, str]) -> torch.optim.Optimizer:

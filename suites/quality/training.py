@@ -22,6 +22,7 @@ from dynbench.suites.quality.recipe import (
     config_changes,
     make_objective,
     make_optimizer,
+    start_gates,
 )
 from dynbench.suites.quality.routing import RoutingFacts
 from dynbench.suites.quality.selection import DenseWarmup
@@ -76,6 +77,7 @@ class Training:
         config = model_config(spec, word_vocab, **config_changes(spec, self.variant))
         self.nsa_config = config.nsa
         model = build_model(replace(spec, dtype=torch.float32), config)
+        start_gates(model, self.variant)
         half = spec.dtype != torch.float32
         self.model: nn.Module = Autocast(model, spec.dtype) if half else model
         self.dense_warmup = DenseWarmup(

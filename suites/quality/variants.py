@@ -62,6 +62,12 @@ KNOBS: dict[str, Knob] = {
         ("blocks", "flat", "recursive"),
         _SYNTHESISED,
     ),
+    "gate_start": Knob(
+        "sliding",
+        "what the gates of a new layer favour: the window, or no branch",
+        ("sliding", "even"),
+        ("nsa", "dynnsiha"),
+    ),
     "init": Knob(
         "calibrated", "scale of the gates' scores at first", ("calibrated", "notes"), _SYNTHESISED
     ),

@@ -60,7 +60,16 @@ def test_precision_does_not_depend_on_the_unit(samples, scale):
 
 def test_steady_samples_stop_as_soon_as_there_is_an_interval():
     timer = ScriptedTimer(10.0)
-    assert len(take_samples(timer, lambda: None, StoppingCriterion()).ms) == 6
+    criterion = StoppingCriterion(min_seconds=0.0)
+    assert len(take_samples(timer, lambda: None, criterion).ms) == 6
+
+
+def test_steady_samples_go_on_for_a_while():
+    began = time.perf_counter()
+    samples = take_samples(WallTimer("cpu"), lambda: time.sleep(0.02), StoppingCriterion())
+    assert time.perf_counter() - began >= 0.3
+    assert 6 < len(samples.ms) < 100
+    assert StoppingCriterion().enough([1.0] * 100, 0.01), "the ceiling holds all the same"
 
 
 def test_noisy_samples_go_on_to_the_ceiling():
