@@ -15,8 +15,10 @@ import pytest
 
 from dynbench.dashboards.report import write_report
 from dynbench.harness.schema import COLUMNS
+from dynbench.harness.store import read_runs
 
 Build = Callable[..., dict]
+ROOT = Path(__file__).parents[2]
 HOSTILE = [
     "<script>window.hacked = 1</script>",
     "</script><script>window.hacked = 1</script>",
@@ -51,6 +53,19 @@ class Page(HTMLParser):
 def written(frame: pd.DataFrame, folder: Path, **options) -> str:
     path = write_report(frame, folder / "report.html", **options)
     return path.read_text(encoding="utf-8")
+
+
+def opens_with(html: str) -> tuple[str, dict[str, int]]:
+    """The heading of the comparison that shows at first, and the rows of each by its heading."""
+    (chosen,) = re.findall(r'data-chosen="([^"]*)"', html)
+    titles = dict(re.findall(r'<p class="eyebrow" id="(f\d+)-title">([^<]*)</p>', html))
+    counts = {title: len(packed_rows(html, key)) for key, title in titles.items()}
+    return titles[chosen], counts
+
+
+def packed_rows(html: str, key: str) -> list[int]:
+    (packed,) = re.findall(rf'id="{key}\.cases">([^<]*)<', html)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))["rows"]
 
 
 def packed_in(html: str, name: str) -> list[dict]:
@@ -223,3 +238,29 @@ def test_neither_torch_nor_the_suites_are_imported() -> None:
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("folder", ["h200", "h100"])
+def test_it_opens_with_the_comparison_of_most_rows(folder: str, tmp_path: Path) -> None:
+    frame, _ = read_runs([ROOT / "results" / folder])
+    title, counts = opens_with(written(frame, tmp_path))
+    assert len(counts) > 2
+    assert counts[title] == max(counts.values())
+
+
+def test_the_first_of_equals_shows_at_first(row: Build, tmp_path: Path) -> None:
+    def rows(kv_heads: int, lengths: list[int], *providers: str) -> list[dict]:
+        held = [(provider, length) for provider in providers for length in lengths]
+        return [row("gpu", *case, kv_heads=kv_heads) for case in held]
+
+    pair = ("sdpa", "dynnsiha")
+    equal = [*rows(4, [8192, 16384], *pair), *rows(8, [8192, 16384], *pair)]
+    title, counts = opens_with(written(pd.DataFrame(equal), tmp_path))
+    assert list(counts.values()) == [4, 4]
+    assert title == next(iter(counts))
+    more = [*equal, *rows(8, [32768], *pair)]
+    title, counts = opens_with(written(pd.DataFrame(more), tmp_path))
+    assert counts[title] == 6
+    silent = [*more, *rows(16, [8192, 16384, 32768, 65536], "sdpa", "nsa")]
+    title, counts = opens_with(written(pd.DataFrame(silent), tmp_path))
+    assert counts[title] == 6, "one with more rows has no answer"

@@ -13,7 +13,6 @@ const remember = (name) => {
   try { localStorage.setItem("dynbench-theme", name); } catch { /* private window */ }
 };
 let theme = remembered() ?? (dark.matches ? "dark" : "light");
-const NARROW_PX = 560;
 let turn = 0; // a later call of draw() ends an earlier one
 
 const loadPlotly = async () => {
@@ -108,7 +107,7 @@ const plotsOf = (part) => (part ? [...part.querySelectorAll(".plot")] : []);
 const drawOne = async (plot, figures, name, widthPx) => {
   const roomPx = widthPx ?? plot.clientWidth;
   const { data, layout } = figures[Number(plot.dataset.figure)];
-  const narrow = roomPx < NARROW_PX ? layout.meta.narrow : {};
+  const narrow = roomPx < layout.meta.narrow_px ? layout.meta.narrow : {};
   const figure = filtered({ data, layout: { ...layout, ...narrow } }, keepLine);
   const place = plot.closest("figure");
   place.classList.toggle("nothing", figure === null);
