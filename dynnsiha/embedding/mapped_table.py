@@ -79,13 +79,21 @@ class MappedTable(nn.Module):
         """The whole table [num_rows, width], on the CPU, of which pages are read as it is used."""
         return self._rows
 
-    @torch.compiler.disable(reason="how many rows there are depends on the ids")
     def forward(self, ids: Tensor, device: torch.device | None = None) -> Tensor:
         """ids [...] → rows [..., width] on ``device`` (that of ids when None), in the file's dtype.
 
         Each row travels once, however often its id occurs. Ids on the CPU save a wait for the
         device.
         """
+        look_up = self._look_up
+        if torch.compiler.is_compiling():  # a decorator would load the compiler for everyone
+            look_up = torch.compiler.disable(
+                look_up, reason="how many rows there are depends on the ids"
+            )
+        found: Tensor = look_up(ids, device)
+        return found
+
+    def _look_up(self, ids: Tensor, device: torch.device | None) -> Tensor:
         distinct, places = ids.unique(return_inverse=True)
         rows = self._rows.index_select(0, distinct.cpu())
         device = ids.device if device is None else device

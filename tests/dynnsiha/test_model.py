@@ -266,6 +266,14 @@ def test_public_names_exist_and_load_when_used():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_modules_do_not_load_the_compiler():
+    program = (
+        "import sys, dynnsiha; from dynnsiha import *; from dynnsiha import DeepEmbed;"
+        " assert 'torch' in sys.modules; assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_the_architecture_pages_examples_run(capsys, tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
     examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
