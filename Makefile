@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SEQ ?= 8k..128k
 BENCH_OPTIONS ?=
-GALLERY_RUNS ?= results/h100 results/cpu-embedding/20261128-100322-fde0df
+GALLERY_RUNS ?= results/h200 results/h200-sweep results/cpu-mechanisms
 TEST_WORKERS ?= 2
 TEST_OPTIONS ?=
 

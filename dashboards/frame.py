@@ -40,6 +40,10 @@ FACET_COLUMNS = (
 )
 """Rows that differ in one of these never share a figure, nor a speed-up."""
 
+_OF_SPEED = ("machine_id", "cpu_threads", "gpu_power_limit_w", "driver_version")
+QUALITY_FACET_COLUMNS = tuple(name for name in FACET_COLUMNS if name not in _OF_SPEED)
+"""The same for trainings: what is learned does not depend on what makes one card fast alone."""
+
 LINE_COLUMNS = (
     "provider",
     "lists",

@@ -1,6 +1,6 @@
 """Pictures of a report for the docs, made anew from rows by one command.
 
-    python -m dynbench.dashboards.gallery results/h100 results/cpu-quality docs/images/report
+    python -m dynbench.dashboards.gallery results/h200 results/cpu-quality docs/images/report
 
 It writes the page's first screen (light, dark, narrow), a case's drawer and the figures of the
 comparison with most to say, and the first screen of the trainings with most rows, if there are any.

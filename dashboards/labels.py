@@ -8,7 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from dynbench.dashboards.frame import FACET_COLUMNS, LINE_COLUMNS, QUALITY_SUITE, distinct
+from dynbench.dashboards.frame import (
+    FACET_COLUMNS,
+    LINE_COLUMNS,
+    QUALITY_FACET_COLUMNS,
+    QUALITY_SUITE,
+    distinct,
+)
 from dynbench.dashboards.text import branches_text, label_text, length_text, plain_text
 from dynbench.dashboards.theme import base_name
 
@@ -149,7 +155,9 @@ def facet_titles(firsts: Sequence[Mapping[str, Any]]) -> list[str]:
     for place, title in enumerate(titles):
         alike.setdefault(title, []).append(place)
     for places in alike.values():
-        varying = {n for n in FACET_COLUMNS if len({str(firsts[p][n]) for p in places}) > 1}
+        of_quality = firsts[places[0]]["suite"] == QUALITY_SUITE  # then of all: titles name it
+        columns = QUALITY_FACET_COLUMNS if of_quality else FACET_COLUMNS
+        varying = {n for n in columns if len({str(firsts[p][n]) for p in places}) > 1}
         for place in places:
             titles[place] += "".join(f" · {part}" for part in _differences(firsts[place], varying))
     return titles

@@ -18,7 +18,7 @@ from dynbench.dashboards.figures.common import (
 from dynbench.dashboards.quality.cost import Cost, Timing, front
 from dynbench.dashboards.quality.estimate import Estimate
 from dynbench.dashboards.quality.measures import Measure, estimate_text
-from dynbench.dashboards.quality.model import Config, QualityGroup
+from dynbench.dashboards.quality.model import Config, QualityGroup, best_by_lists
 from dynbench.dashboards.samples import short
 from dynbench.dashboards.text import count_text, percent_text, plot_text, time_text
 from dynbench.dashboards.theme import MUTED, translucent
@@ -43,8 +43,9 @@ def share_figure(
         c.number: f"{percent_text(c.mean('attended_share'))} of the pairs attended to"
         for c in shown
     }
+    dense = next((group.dense_for(told) for told in best_by_lists(group)), None) or group.dense
     traces = [
-        *_reference(group.dense, measure, ticks["range"]),
+        *_reference(dense, measure, ticks["range"]),
         *_joined(shown, x, measure),
         *_seeds(shown, x, measure),
         *_points(shown, x, measure, texts),

@@ -1,14 +1,17 @@
 """From rows of suite ``quality`` to what may be compared: groups of configurations over seeds.
 
 A *group* is everything that must be equal before two trainings may stand in one figure: what keeps
-a facet apart, and task, length, steps and layers. Within it a *configuration* is everything but the
-seed.
+a facet apart, less what makes a machine fast alone, and task, length, steps and layers. Within it a
+*configuration* is everything but the seed.
+
+A configuration's variant has two parts: its *recipe* says how the model is trained, and the rest is
+an *ablation*. What is compared has one recipe, but that dense attention has every block anyway.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +27,14 @@ from dynbench.dashboards.quality.measures import ACCURACY, BOUNDS, LOSS, MEASURE
 from dynbench.dashboards.text import label_text, plain_text
 from dynbench.dashboards.theme import Style, base_name, style_of
 
-GROUP_COLUMNS = (*frames.FACET_COLUMNS, "task", "train_steps", "length")
+GROUP_COLUMNS = (*frames.QUALITY_FACET_COLUMNS, "task", "train_steps", "length")
 """Rows that differ in one of these never share a figure of quality."""
 
 SPARSITY_COLUMNS = ("top_n", "target_sparsity")
 """Configurations that differ in these alone are one curve over the attended share."""
+
+_DENSE_WARMUP = "dense_warmup"
+_RECIPE = (_DENSE_WARMUP, "length_warmup", "lr", "optimizer")
 
 _LATE = ("backend", "provider_version", "parameters")  # unknown to a row that failed early
 _KEY = tuple("key_top_n" if n == "top_n" else n for n in frames.LINE_COLUMNS if n not in _LATE)
@@ -61,6 +67,21 @@ class Config:
         return str(self.line.settings["variant"])
 
     @property
+    def recipe(self) -> str:
+        """The part of the variant that says how it is trained."""
+        return _part(self.variant, _RECIPE)
+
+    @property
+    def dense_recipe(self) -> str:
+        """The same, as dense attention can have it."""
+        return _part(self.variant, tuple(name for name in _RECIPE if name != _DENSE_WARMUP))
+
+    @property
+    def ablation(self) -> str:
+        """The part of the variant that changes the model or its loss; empty where nothing does."""
+        return _part(self.variant, _RECIPE, inside=False)
+
+    @property
     def curve(self) -> str:
         """Equal for configurations that differ in SPARSITY_COLUMNS alone."""
         kept = [n for n in frames.LINE_COLUMNS if n not in SPARSITY_COLUMNS]
@@ -82,7 +103,7 @@ class QualityGroup:
     number: int
     facet: Facet
     configs: tuple[Config, ...]  # those with a number, in the order of the tables
-    dense: Config | None = None
+    denses: tuple[Config, ...] = ()  # dense attention, one for each recipe
     by_number: Mapping[int, Config] = field(default_factory=dict)
 
     @property
@@ -102,20 +123,33 @@ class QualityGroup:
         answers = any(ACCURACY.column in config.estimates for config in self.configs)
         return ACCURACY if answers and self.task != "text" else LOSS
 
+    @property
+    def dense(self) -> Config | None:
+        """Dense attention, trained the plain way if it was; None without any."""
+        return next((c for c in self.denses if not c.recipe), next(iter(self.denses), None))
+
+    def dense_for(self, config: Config) -> Config | None:
+        """Dense attention of the same recipe."""
+        return next((c for c in self.denses if c.recipe == config.dense_recipe), None)
+
     def exact_for(self, config: Config) -> Config | None:
         """Exact lists with the same settings else: the provider's own, or plain NSA's."""
         if config.line.lists not in ("hybrid", "shared"):
             return None
-        same = ("top_n", "block_size", "window", "branches", "variant")
+        same = ("top_n", "block_size", "window", "branches")
         wanted = [str(config.line.settings[name]) for name in same]
         found = [
             other
             for other in self.configs
-            if other.line.lists == "exact" and [str(other.line.settings[n]) for n in same] == wanted
+            if other.line.lists == "exact"
+            and other.recipe == config.recipe
+            and [str(other.line.settings[n]) for n in same] == wanted
         ]
-        for provider in (config.line.provider, "nsa"):
+        # NSA has plain projections, so there is nothing that a change of synthesis would change
+        plain = _part(config.ablation, ("synthesis",), inside=False)
+        for provider, ablation in ((config.line.provider, config.ablation), ("nsa", plain)):
             for other in found:
-                if other.line.provider == provider:
+                if other.line.provider == provider and other.ablation == ablation:
                     return other
         return None
 
@@ -153,7 +187,7 @@ def best_by_lists(group: QualityGroup) -> list[Config]:
     That is the one that attends to least among those within reach of dense attention, else the one
     that is nearest to it. Ablations do not count, and kinds are never mixed.
     """
-    own = [c for c in group.configs if c.line.base == FOCUS and not c.variant]
+    own = [c for c in group.configs if c.line.base == FOCUS and not c.ablation]
     found = []
     for lists in sorted({config.line.lists for config in own if config.line.is_sparse}):
         ranked = []
@@ -171,9 +205,7 @@ def best_by_lists(group: QualityGroup) -> list[Config]:
 
 def reference_of(group: QualityGroup, config: Config) -> Config | None:
     """What a configuration is judged against: dense attention, without it exact lists."""
-    if group.dense is not None:
-        return group.dense
-    return group.exact_for(config)
+    return group.dense_for(config) or group.exact_for(config)
 
 
 def reference_gap(group: QualityGroup, config: Config) -> Gap | None:
@@ -190,7 +222,8 @@ def drawn_configs(group: QualityGroup, limit: int) -> list[Config]:
     if len(group.configs) <= limit:
         return list(group.configs)
     told = best_by_lists(group)
-    first = [group.dense, *told, *(group.exact_for(config) for config in told)]
+    references = [find(config) for config in told for find in (group.dense_for, group.exact_for)]
+    first = [group.dense, *told, *references]
     kinds: dict[tuple[str, str, str], list[Config]] = defaultdict(list)
     for config in sorted(group.configs, key=lambda config: _badness(group, config)):
         kinds[config.line.provider, config.line.lists, config.variant].append(config)
@@ -278,19 +311,25 @@ def _group(
         number=number_,
         facet=Facet(number_, rows, panels, baseline),
         configs=configs,
-        dense=next((c for c in configs if c.line.provider == baseline and _is_plain(c)), None),
+        denses=tuple(c for c in configs if c.line.provider == baseline and _is_dense(c)),
         by_number={config.number: config for config in configs},
     )
 
 
-def _is_plain(config: Config) -> bool:
-    return config.line.lists == "dense" and not config.variant
+def _is_dense(config: Config) -> bool:
+    return config.line.lists == "dense" and not config.ablation
+
+
+def _part(variant: str, names: Sequence[str], *, inside: bool = True) -> str:
+    """The changes of a variant that are of these names, or of all others."""
+    changes = (change for change in variant.split(",") if change)
+    return ",".join(c for c in changes if (c.partition("=")[0] in names) == inside)
 
 
 def _baseline(rows: pd.DataFrame, asked: str | None) -> str:
     """The dense provider that quality is compared with."""
-    plain = rows[(rows["lists"] == "dense") & (rows["variant"] == "") & (rows["status"] == "ok")]
-    dense = set(plain["provider"])
+    plain = rows["variant"].map(lambda variant: not _part(variant, _RECIPE, inside=False))
+    dense = set(rows[(rows["lists"] == "dense") & plain & (rows["status"] == "ok")]["provider"])
     wanted = (*([asked] if asked else []), *frames.DEFAULT_BASELINES, *sorted(dense))
     return next((name for name in wanted if name in dense), frames.DEFAULT_BASELINES[0])
 

@@ -137,7 +137,8 @@ def _setting_sentence(config: Config) -> str:
     lists = lists_text(config.line.settings)
     words = ", ".join(part for part in (lists, setting) if part)
     told = "" if left_out is None else f"; it leaves out {percent_text(left_out)} of the pairs"
-    return f"Setting: {words}{told}."
+    recipe = label_text(config.recipe.replace(",", ", "))
+    return f"Setting: {words}{told}{f'; trained with {recipe}' if recipe else ''}."
 
 
 def _gap_sentence(group: QualityGroup, config: Config, held: Gap) -> str:
@@ -177,7 +178,9 @@ def _within_sentence(group: QualityGroup, config: Config, measure: Measure) -> s
     own = [
         c
         for c in group.configs
-        if c.line.base == FOCUS and c.line.lists == config.line.lists and not c.variant
+        if c.line.base == FOCUS
+        and c.line.lists == config.line.lists
+        and c.variant == config.variant
     ]
     gaps = [(c, held) for c in own if (held := reference_gap(group, c)) is not None]
     if len(gaps) < 2:
@@ -234,10 +237,13 @@ def _headline_without(group: QualityGroup) -> str:
 def _why_nothing(group: QualityGroup) -> list[str]:
     if not group.configs:
         return []
-    own = [c for c in group.configs if c.line.base == FOCUS and not c.variant]
+    own = [c for c in group.configs if c.line.base == FOCUS and not c.ablation]
     if not any(config.line.is_sparse for config in own):
-        return [f"None of them is {FOCUS} with block lists, so nothing is compared in words."]
-    return ["No dense attention and no exact lists were trained here to compare with."]
+        return [
+            f"None of them is {FOCUS} with block lists and nothing else changed, so nothing is"
+            " compared in words."
+        ]
+    return ["No dense attention and no exact lists were trained the same way to compare with."]
 
 
 def _short(config: Config) -> str:

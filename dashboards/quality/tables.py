@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from dynbench.dashboards.quality.cost import Cost
 from dynbench.dashboards.quality.figures import front_of
 from dynbench.dashboards.quality.measures import Gap, Measure, estimate_text
-from dynbench.dashboards.quality.model import (
-    Config,
-    QualityGroup,
-    count_in_words,
-    reference_of,
-)
+from dynbench.dashboards.quality.model import Config, QualityGroup, count_in_words
 from dynbench.dashboards.tables import Group, Table
 from dynbench.dashboards.text import number_text, percent_text, whole_text
 
@@ -108,8 +103,7 @@ def cost_table(configs: Sequence[Config], measure: Measure, cost: Cost) -> Table
 
 def _overview_row(group: QualityGroup, config: Config) -> tuple[str, ...]:
     measures = group.measures
-    reference, exact = reference_of(group, config), group.exact_for(config)
-    dense = reference if reference is group.dense else None
+    dense, exact = group.dense_for(config), group.exact_for(config)
     whole_ms = config.mean("latency_ms")
     seconds = None if whole_ms is None else whole_ms / 1000
     seeds = max(held.seeds for held in config.estimates.values())

@@ -11,6 +11,7 @@ from dynbench.dashboards.quality.model import (
     best_by_lists,
     drawn_configs,
     quality_groups,
+    reference_of,
 )
 
 Build = Callable[..., dict]
@@ -48,7 +49,7 @@ def test_the_newest_row_of_a_seed_counts(training: Build) -> None:
         {"layers": 4},
         {"model_dim": 256},
         {"batch": 8},
-        {"machine_id": "another"},
+        {"gpu_name": "NVIDIA A100"},
         {"git_commit": "2" * 40},
         {"dtype": "bfloat16"},
     ],
@@ -56,6 +57,13 @@ def test_the_newest_row_of_a_seed_counts(training: Build) -> None:
 def test_other_work_is_never_joined(training: Build, other: dict) -> None:
     groups = groups_of(training("sdpa", 0), training("sdpa", 1, **other))
     assert [len(group.facet.rows) for group in groups] == [1, 1]
+
+
+def test_another_card_of_the_same_kind_learns_the_same(training: Build) -> None:
+    other = {"machine_id": "another", "cpu_threads": 5, "driver_version": "581"}
+    (group,) = groups_of(training("sdpa", 0), training("sdpa", 1, **other))
+    (config,) = group.configs
+    assert config.estimates["eval_loss"].seeds == 2
 
 
 @pytest.mark.parametrize(
@@ -142,6 +150,35 @@ def test_exact_lists_of_the_same_settings(training: Build) -> None:
     assert exact is not None
     assert exact.line.provider == "dynnsiha"
     assert group.exact_for(exact) is None
+
+
+def test_what_is_compared_has_one_recipe(training: Build) -> None:
+    hybrid = {"query_tile": 16, "private_blocks": 2}
+    warmed = "dense_warmup=0.5,lr=0.003,optimizer=rmsuon"
+    rows = [
+        training("sdpa", 0),
+        training("sdpa", 0, variant="lr=0.003,optimizer=rmsuon"),
+        training("sdpa", 0, variant="word_embedding=off"),
+        training("dynnsiha", 0, variant=warmed, **hybrid),
+        training("dynnsiha", 0, variant="lr=0.01", **hybrid),
+        training("dynnsiha", 0, variant=f"{warmed},synthesis=linear", **hybrid),
+        training("nsa", 0, query_tile=1),
+        training("nsa", 0, query_tile=1, variant=warmed),
+    ]
+    (group,) = groups_of(*rows)
+    found = {(config.line.provider, config.variant): config for config in group.configs}
+    config = found["dynnsiha", warmed]
+    assert (config.recipe, config.ablation) == (warmed, "")
+    assert group.dense is found["sdpa", ""]
+    assert reference_of(group, config) is found["sdpa", "lr=0.003,optimizer=rmsuon"]
+    assert group.exact_for(config) is found["nsa", warmed]
+    assert best_by_lists(group) == [config], "the other recipe has nothing to be compared with"
+    linear = found["dynnsiha", f"{warmed},synthesis=linear"]
+    assert (linear.recipe, linear.ablation) == (warmed, "synthesis=linear")
+    assert group.exact_for(linear) is found["nsa", warmed]
+    assert reference_of(group, found["dynnsiha", "lr=0.01"]) is None
+    (recipe_alone,) = groups_of(*rows[1:2])
+    assert recipe_alone.dense is not None
 
 
 def test_the_sparsest_within_reach_is_told(training: Build) -> None:

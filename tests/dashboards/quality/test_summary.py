@@ -90,3 +90,12 @@ def test_nothing_to_compare_is_said(training: Build) -> None:
     assert "None of them is dynnsiha" in dense.notes[0]
     failed = screen(training("sdpa", 0, status="error", reason="x"))
     assert "no training has a number (1 error)" in failed.headline
+
+
+def test_a_recipe_is_named(training: Build) -> None:
+    recipe = {"variant": "lr=0.003,optimizer=rmsuon"}
+    dense = seeds(training, "sdpa", [2.0, 2.001, 1.999], **recipe)
+    first = screen(*dense, *seeds(training, "dynnsiha", [2.01, 2.011, 2.009], **HYBRID, **recipe))
+    (answer,) = first.answers
+    assert answer.outcome == "pays"
+    assert "trained with lr=0.003, optimizer=rmsuon." in " ".join(answer.sentences)
