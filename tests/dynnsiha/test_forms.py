@@ -262,6 +262,16 @@ def test_gates_start_with_the_sliding_branch(kind):
     assert torch.allclose(total, torch.ones_like(total)) is (kind == "softmax")
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_gates_may_start_even(kind):
+    torch.manual_seed(0)
+    gates = BranchGates(WIDTH, 3, kind)
+    gates.start("even")
+    mean = gates(_input()).detach().mean(dim=(0, 1, 2))
+    torch.testing.assert_close(mean, torch.full_like(mean, mean.mean()), atol=0.05, rtol=0)
+    assert abs(mean.mean() - (0.5 if kind == "sigmoid" else 1 / 3)) < 0.02
+
+
 def test_an_unknown_kind_of_gates_is_named() -> None:
     kind: Any = "tanh"
     with pytest.raises(ValueError, match="gates='tanh': must be 'sigmoid' or 'softmax'"):

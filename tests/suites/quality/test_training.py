@@ -93,6 +93,8 @@ def test_it_learns(tiny_case):
         ("dynnsiha", "compression=conv"),
         ("nsa", "compression=transformer"),
         ("dynnsiha", "synthesis=linear"),
+        ("nsa", "gate_start=even"),
+        ("dynnsiha", "dense_warmup=0.5"),
         ("dynnsiha", "init=notes,routing=cosine"),
         ("dynnsiha", "feed_forward=moie"),
         ("dynnsiha", "tile_scoring=aggregate"),
