@@ -4,6 +4,7 @@ from dynnsiha.learning.batches import Batches
 from dynnsiha.learning.bigram import bigram_loss
 from dynnsiha.learning.calls import ExpertCall, NeuronCall, RoutedCall
 from dynnsiha.learning.checkpoint import load_checkpoint, save_checkpoint
+from dynnsiha.learning.dense_warmup import DenseWarmup
 from dynnsiha.learning.fars import FisherAwareRoutingShaping
 from dynnsiha.learning.fit import Evaluation, FitResult, evaluate, fit
 from dynnsiha.learning.gradient_norms import expert_gradient_norms, neuron_gradient_norms
@@ -21,6 +22,7 @@ from dynnsiha.learning.windows import TextWindows
 
 __all__ = [
     "Batches",
+    "DenseWarmup",
     "Evaluation",
     "ExpertCall",
     "FisherAwareRoutingShaping",

@@ -57,6 +57,7 @@ def fit(
     evaluate_every: int = 100,
     resume: bool = False,
     on_log: Callable[[int, list[dict[str, Any]]], None] | None = None,
+    before_step: Callable[[int], None] | None = None,
     on_step: Callable[[int, Losses], None] | None = None,
     progress: bool | None = None,
 ) -> FitResult:
@@ -83,6 +84,8 @@ def fit(
         evaluation: gives columns of the log, every ``evaluate_every`` steps and after the last one.
         resume: go on from the checkpoint in ``out`` if there is one.
         on_log: called with the step and its rows of the log, with or without ``out``.
+        before_step: called with the step before each step, for what changes in the course of a
+            training, such as `DenseWarmup`.
         on_step: called with the step and its losses after each step.
         progress: show a progress bar; None shows it on a terminal.
 
@@ -138,6 +141,8 @@ def fit(
             if schedule is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(step)
+            if before_step is not None:
+                before_step(step)
             optimizer.zero_grad(set_to_none=True)
             with statistics.watching(model) if logged else nullcontext():
                 losses = objective(model, *batch)

@@ -25,13 +25,12 @@ from dynbench.suites.quality.recipe import (
     start_gates,
 )
 from dynbench.suites.quality.routing import RoutingFacts
-from dynbench.suites.quality.selection import DenseWarmup
 from dynbench.suites.quality.tasks.base import Batch, Task, TrainingBatches
 from dynbench.suites.quality.tasks.making import make_task
 from dynbench.suites.quality.variants import variant_values
 from dynbench.suites.quality.warmups import dense_steps, length_stages
 from dynbench.suites.spec import Spec
-from dynnsiha.learning import fit, warmup_cosine
+from dynnsiha.learning import DenseWarmup, fit, warmup_cosine
 
 _LOG_TO_CURVE = {"main": "train_loss", "total": "total_loss"}
 _LEAST_TOKENS = 16  # of the shortest sequences of a warm-up
@@ -122,7 +121,7 @@ class Training:
             evaluation=evaluate,
             evaluate_every=_each(self.steps, self.recipe.evaluations),
             on_log=keep,
-            on_step=lambda step, losses: self.dense_warmup.before_step(step + 1),
+            before_step=self.dense_warmup.before_step,
             progress=False,
         )
         self.outcome = outcome
