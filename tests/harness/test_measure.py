@@ -92,7 +92,7 @@ def test_warm_up_fills_its_time():
 
 
 def test_a_slow_case_is_called_twice_altogether():
-    recorder = Recorder(0.05)
+    recorder = Recorder(0.3)  # a tenth of that is room for a busy machine
     row = measured(recorder.subject(), SLOW)
     assert recorder.events == ["run", "run", "check"]
     assert row["status"] == "ok"
@@ -113,10 +113,10 @@ def test_a_slow_case_whose_first_call_compiles_is_called_three_times():
 
 
 def test_compilation_alone_does_not_make_a_case_slow():
-    recorder = Recorder(0.05, 0.0)
-    row = measured(recorder.subject(), Limits(0.02, warmup_s=0.0, criterion=FAST.criterion))
+    recorder = Recorder(0.3, 0.0)
+    row = measured(recorder.subject(), Limits(0.2, warmup_s=0.0, criterion=FAST.criterion))
     assert row["sample_count"] == 3
-    assert row["latency_ms"] < 20 < row["compile_ms"]
+    assert row["latency_ms"] < 200 < row["compile_ms"]
 
 
 def test_a_failed_check_ends_the_case_and_says_why():
