@@ -511,6 +511,8 @@ def report(
     site: Annotated[bool, typer.Option("--site", help=_SITE)] = False,
     figures: Annotated[bool, typer.Option("--figures", help=_FIGURES)] = False,
 ) -> None:
+    if compare and compare[1].startswith("--"):  # the parser takes any two words
+        raise UsageError(f"--compare {compare[0]}: names one run; write --compare A B")
     options = command.ReportOptions(out, baseline, history, site, figures)
     _write_report(_run_paths(runs or list(compare or ())), options, compare)
 

@@ -49,6 +49,7 @@ def test_two_runs_lead_the_page(tmp_path: Path) -> None:
         (["report", CPU, "--out", "."], "is a folder"),
         (["report", CPU, "--baseline", "sdap"], "'sdpa'"),
         (["report", "--compare", "nothing", CPU], "no run 'nothing'"),
+        (["report", "--compare", CPU, "--out", "page.html"], "names one run; write --compare A B"),
         (["serve", "nothing"], "no run 'nothing'"),
     ],
 )
