@@ -155,7 +155,8 @@ def _stages_view() -> View:
         "Where the time goes",
         "A longer part costs more.",
         "Stages of a call, recorded in further calls after the samples (--stages), as shares of "
-        "the whole call's median. What they leave of it is named other.",
+        "the whole call's median. What they leave of it is named other; beyond 100 % is what "
+        "recording adds where a call waits for the host.",
         "ms and share of the median",
         lambda facet, panel: stages.stages_figure(panel),
         lambda panel, line, point: "",
