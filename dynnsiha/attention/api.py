@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+
+from dynnsiha.uncompiled import uncompiled
 
 from .blockwise import blockwise
 from .checks import check_operands, check_summaries, checked_lists
@@ -28,6 +29,7 @@ def _flex(*operands: Any, **options: Any) -> tuple[Tensor, NSAAux]:
 
 _SEQUENCE_BY_SEQUENCE = {"reference": reference, "blockwise": blockwise, "flex": _flex}
 BACKENDS = (*_SEQUENCE_BY_SEQUENCE, "triton")
+_DATA_DEPENDENT = "sizes depend on the block lists"
 
 
 @overload
@@ -128,7 +130,7 @@ def native_sparse_attention(
     # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
     with torch.autocast(q.device.type, enabled=False):
         if _chosen(backend, q, k, config, scale) == "triton":
-            out, aux = _uncompiled(_on_triton)(
+            out, aux = uncompiled(_on_triton, _DATA_DEPENDENT)(
                 *operands,
                 config,
                 bounds=bounds,
@@ -141,7 +143,7 @@ def native_sparse_attention(
             name = "blockwise" if backend in ("auto", "triton") else backend
             run = _SEQUENCE_BY_SEQUENCE[name]
             if name == "blockwise":
-                run = _uncompiled(run)
+                run = uncompiled(run, _DATA_DEPENDENT)
             results = []
             for x, lists, (keys, values) in parts:
                 result = run(
@@ -154,16 +156,6 @@ def native_sparse_attention(
                 results.append(result)
             out, aux = results[0] if bounds is None else joined(results)
     return (out, aux) if return_aux else out
-
-
-def _uncompiled(run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run``, kept out of ``torch.compile``: its sizes depend on what the lists hold.
-
-    Compilers would cut it into many small graphs. Without one, nothing is imported or wrapped.
-    """
-    if not torch.compiler.is_compiling():
-        return run
-    return torch.compiler.disable(run, reason="sizes depend on the block lists")
 
 
 def _on_triton(*operands: Any, **options: Any) -> tuple[Tensor, NSAAux]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynnsiha.optional import safetensors
+from dynnsiha.uncompiled import uncompiled
 
 
 class MappedTable(nn.Module):
@@ -85,13 +86,8 @@ class MappedTable(nn.Module):
         Each row travels once, however often its id occurs. Ids on the CPU save a wait for the
         device.
         """
-        look_up = self._look_up
-        if torch.compiler.is_compiling():  # a decorator would load the compiler for everyone
-            look_up = torch.compiler.disable(
-                look_up, reason="how many rows there are depends on the ids"
-            )
-        found: Tensor = look_up(ids, device)
-        return found
+        look_up = uncompiled(self._look_up, "how many rows there are depends on the ids")
+        return look_up(ids, device)
 
     def _look_up(self, ids: Tensor, device: torch.device | None) -> Tensor:
         distinct, places = ids.unique(return_inverse=True)

@@ -20,7 +20,6 @@ from dynnsiha.forms.layer import (
 )
 
 GateKind = Literal["sigmoid", "softmax"]
-
 GateStart = Literal["even", "sliding"]
 # "sliding": a new layer reads its window first, the other branches start at sigmoid(-2) = 0.12.
 _START: dict[GateStart, dict[str, float]] = {

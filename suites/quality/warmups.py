@@ -33,5 +33,8 @@ def length_stages(
 
 
 def dense_steps(steps: int, variant: Mapping[str, str]) -> int:
-    """How many steps, at first, have every block in each list: a share ``dense_warmup`` of all."""
-    return round(steps * float(variant["dense_warmup"]))
+    """How many steps, at first, have every block in each list: a share ``dense_warmup`` of all.
+
+    Rounded down: the last step has the lists that are asked about.
+    """
+    return int(steps * float(variant["dense_warmup"]))

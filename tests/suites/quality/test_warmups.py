@@ -93,6 +93,7 @@ def test_all_blocks_are_selected_for_the_first_share_of_the_steps(tiny_case, pro
 
 def test_dense_steps_are_a_share_of_all():
     assert [dense_steps(1000, {"dense_warmup": share}) for share in ("0", "0.25")] == [0, 250]
+    assert dense_steps(1, {"dense_warmup": "0.75"}) == 0, "the last step has its lists"
 
 
 def test_the_work_of_a_dense_warm_up_has_all_blocks(tiny_case):
