@@ -63,7 +63,7 @@ class Config:
 
     @property
     def variant(self) -> str:
-        """What an ablation changed; empty where nothing."""
+        """What was changed in the model and its training; empty where nothing."""
         return str(self.line.settings["variant"])
 
     @property
@@ -74,12 +74,12 @@ class Config:
     @property
     def dense_recipe(self) -> str:
         """The same, as dense attention can have it."""
-        return _part(self.variant, tuple(name for name in _RECIPE if name != _DENSE_WARMUP))
+        return _part(self.recipe, (_DENSE_WARMUP,), inside=False)
 
     @property
     def ablation(self) -> str:
         """The part of the variant that changes the model or its loss; empty where nothing does."""
-        return _part(self.variant, _RECIPE, inside=False)
+        return _ablation(self.variant)
 
     @property
     def curve(self) -> str:
@@ -320,6 +320,10 @@ def _is_dense(config: Config) -> bool:
     return config.line.lists == "dense" and not config.ablation
 
 
+def _ablation(variant: str) -> str:
+    return _part(variant, _RECIPE, inside=False)
+
+
 def _part(variant: str, names: Sequence[str], *, inside: bool = True) -> str:
     """The changes of a variant that are of these names, or of all others."""
     changes = (change for change in variant.split(",") if change)
@@ -328,7 +332,7 @@ def _part(variant: str, names: Sequence[str], *, inside: bool = True) -> str:
 
 def _baseline(rows: pd.DataFrame, asked: str | None) -> str:
     """The dense provider that quality is compared with."""
-    plain = rows["variant"].map(lambda variant: not _part(variant, _RECIPE, inside=False))
+    plain = rows["variant"].map(_ablation) == ""
     dense = set(rows[(rows["lists"] == "dense") & plain & (rows["status"] == "ok")]["provider"])
     wanted = (*([asked] if asked else []), *frames.DEFAULT_BASELINES, *sorted(dense))
     return next((name for name in wanted if name in dense), frames.DEFAULT_BASELINES[0])

@@ -116,7 +116,8 @@ def test_compilation_alone_does_not_make_a_case_slow():
     recorder = Recorder(0.3, 0.0)
     row = measured(recorder.subject(), Limits(0.2, warmup_s=0.0, criterion=FAST.criterion))
     assert row["sample_count"] == 3
-    assert row["latency_ms"] < 200 < row["compile_ms"]
+    assert row["latency_ms"] < 20
+    assert row["compile_ms"] > 200
 
 
 def test_a_failed_check_ends_the_case_and_says_why():
