@@ -176,8 +176,8 @@ def take_samples(timer: Timer, run: Callable[[], Any], criterion: StoppingCriter
     garbage collector rests meanwhile.
     """
     samples = Samples()
-    began = time.perf_counter()
     with paused_collection():
+        began = time.perf_counter()  # the collection that comes before is no time of sampling
         while True:
             samples.add(timer.time(run))
             if criterion.enough(samples.ms, time.perf_counter() - began):
