@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dynbench.suites.compare import TIE_TOLERANCE
+from dynnsiha.forms.dispatch import Dispatch
 from dynnsiha.forms.experts import Choice, ExpertRouter
-from dynnsiha.forms.grouped import Dispatch
 from dynnsiha.forms.layer import AttentionCore, CoreRouting
 
 Chosen = Callable[[str, ExpertRouter, Choice], Choice | None]

@@ -1,10 +1,11 @@
-"""The calls that together build every Triton kernel of the core, in every size it is tuned in.
+"""The calls that together build every Triton kernel of the library, in every size it is tuned in.
 
 A kernel is specialised by heads, configuration, dtype and by how it reads keys, so users can make
 more variants than anybody can compile. These calls stand for them: each head width with each way of
 computing lists, one head a key/value head and many, every block size, packed sequences (pointers in
 place of bulk copies), single branches, given lists and summaries, inference. What length and batch
-are makes no difference; they are as short as all kernels allow.
+are makes no difference; they are as short as all kernels allow. Kernels of experts are specialised
+by the number of experts and choices, and by whether a row fits into one step.
 """
 
 from __future__ import annotations
@@ -81,6 +82,40 @@ class Call:
             out.sum().backward()
 
 
+@dataclass(frozen=True)
+class ExpertCall:
+    """Tokens that choose ``active`` of ``experts`` and go there and back, and the backward pass."""
+
+    name: str
+    experts: int
+    active: int
+    width: int
+    dtype: torch.dtype = torch.bfloat16
+
+    def run(self) -> None:
+        """As `Call.run`, by both kinds of choice."""
+        from dynnsiha.forms import triton
+
+        tokens = 256
+        x, proto, gate, logits = (
+            torch.zeros(shape, dtype=self.dtype, requires_grad=True)
+            for shape in (
+                *((tokens, self.width), (self.experts, self.width), (self.experts,)),
+                (tokens, self.experts),
+            )
+        )
+        scale = torch.ones((), dtype=self.dtype)
+        _, weights, _, _, inverse, _ = triton.choose_by_cosine(
+            x, proto, gate, scale, self.active, torch.relu, torch.relu
+        )
+        weights.sum().backward()
+        triton.choose(logits, self.active, torch.relu)[0].sum().backward()
+        rows = triton.spread(x.detach(), inverse, self.active)
+        total = triton.weighted_sum(rows, weights.detach(), inverse, self.active)
+        triton.weighted_sum(rows, None, inverse, self.active)
+        triton.weighted_sum_backward(total, rows, weights.detach(), inverse)
+
+
 def _exact(block_size: int = 64, **fields: Any) -> NSAConfig:
     """A list for every query."""
     windows = {"compress_block": min(64, block_size), "compress_stride": min(64, block_size)}
@@ -123,10 +158,19 @@ CALLS = (
     Call("blocks of 128", (4, 4, 128), _hybrid(128)),
     Call("narrow blocks of 128, long lists", (4, 4, 64), _exact(128, top_n=128)),
 )
-"""The manifest."""
+"""The manifest, attention."""
+
+EXPERT_CALLS = (
+    ExpertCall("64 experts", 64, 2, 1024),
+    ExpertCall("16 experts, narrow, float32", 16, 2, 256, torch.float32),
+    ExpertCall("256 experts, float16", 256, 8, 1024, torch.float16),
+)
+"""The manifest, experts."""
 
 
-def launches(target: Target, calls: Sequence[Call] = CALLS) -> list[Launch]:
+def launches(
+    target: Target, calls: Sequence[Call | ExpertCall] = (*CALLS, *EXPERT_CALLS)
+) -> list[Launch]:
     """The variants of all kernels that ``calls`` launch on one architecture, each one once.
 
     Of launches that differ by the value or the alignment of an integer alone, the first stands for

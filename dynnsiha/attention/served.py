@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
+from ..triton_device import device_problem
 from .architecture import AMPERE, family_of
 from .config import NSAConfig
 
@@ -21,18 +18,12 @@ _MOST_PAIRS = 1 << 31  # numbered by 32-bit integers
 _MOST_ELEMENTS = 1 << 14  # of a block's keys
 _AMPERE_ELEMENTS, _AMPERE_HEADS = 1 << 13, 16  # beyond so many, so few heads a key/value head
 _DTYPES = (torch.float16, torch.bfloat16)
-_CAPABILITY = 8  # Ampere: matrix units for bfloat16
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels on the CPU: slow, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exception | None:
     """Why the Triton backend does not take a call, as the error to raise; None if it does."""
     group = q.shape[2] // config.list_heads(q.shape[2], k.shape[2])
-    device = _device_problem(q.device)
+    device = device_problem(q.device)
     if device:
         return ValueError(f"q: is on {q.device}; {device}")
     if q.dtype not in _DTYPES:
@@ -83,24 +74,3 @@ def _setting_problem(config: NSAConfig, scale: float | None) -> Exception | None
         f"scale={scale}: the Triton kernels take positive ones": scale is not None and scale <= 0,
     }
     return next((ValueError(text) for text, holds in problems.items() if holds), None)
-
-
-@functools.lru_cache(maxsize=16)
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _device_problem(device: torch.device) -> str:
-    if not _has_triton():
-        return "the Triton kernels need the package triton"
-    if device.type == "cuda":
-        major = _major(device.index)
-        return "" if major >= _CAPABILITY else "the Triton kernels need Ampere or later"
-    return "" if interpreted() else "the Triton kernels need an NVIDIA GPU"
-
-
-@functools.lru_cache(maxsize=16)
-def _major(index: int | None) -> int:
-    if torch.version.cuda is None:
-        return 0
-    return torch.cuda.get_device_capability(index)[0]

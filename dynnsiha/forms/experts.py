@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynnsiha.forms.grouped import Dispatch, grouped_matmul
-from dynnsiha.synthesis.routing import Mask, Router, make_router
+from dynnsiha.forms.dispatch import Dispatch, kernels_serve
+from dynnsiha.forms.grouped import grouped_matmul
+from dynnsiha.synthesis.routing import CosinePrototypeRouting, Mask, Router, make_router
 
 _SEARCHES = 4
+_KERNEL_EXPERTS = 256  # whose logits one program of the kernels holds
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,41 @@ class ExpertRouter(nn.Module):
         """x [B, T, d_model] → the tokens' choices."""
         dtype = next(self.prototypes.parameters()).dtype
         with torch.autocast(x.device.type, enabled=False):
-            logits = self.prototypes.logits(x.to(dtype))
+            x = x.to(dtype)
+            if self._kernels_serve(x):
+                return self._by_kernels(x)
+            logits = self.prototypes.logits(x)
             indices = _best(logits.detach(), self.active)
             if self.prototypes.mask == "relu":  # each weight by its own logit, or the best one's
                 weights = self.prototypes.weights(logits.gather(-1, indices))
             else:
                 weights = self.prototypes.weights(logits).gather(-1, indices)
         return Choice(logits, indices, weights, Dispatch.of(indices.flatten(0, 1), self.experts))
+
+    def _kernels_serve(self, x: Tensor) -> bool:
+        few = self.experts <= _KERNEL_EXPERTS
+        return few and self.prototypes.mask == "relu" and kernels_serve(x)
+
+    def _by_kernels(self, x: Tensor) -> Choice:
+        """The same in a few launches."""
+        from dynnsiha.forms import triton
+
+        router, rows = self.prototypes, x.flatten(0, 1)
+        if isinstance(router, CosinePrototypeRouting):
+            logits, weights, indices, order, inverse, ends = triton.choose_by_cosine(
+                *(rows, router.proto, router.gate, router.score_scale, self.active),
+                router.logits,
+                router.weights,
+            )
+        else:
+            logits = router.logits(rows)
+            weights, indices, order, inverse, ends = triton.choose(
+                logits, self.active, router.weights
+            )
+        logits, weights, indices = (
+            part.unflatten(0, x.shape[:2]) for part in (logits, weights, indices)
+        )
+        return Choice(logits, indices, weights, Dispatch(order, inverse, ends, self.active))
 
     def extra_repr(self) -> str:
         return f"active={self.active}"

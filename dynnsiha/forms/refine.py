@@ -148,22 +148,25 @@ class RefiningForm(nn.Module):
         caches: Sequence[KVCache | None] = [None] * len(blocks) if cache is None else cache.caches
         resident, routings, factors = None, [], []
         going = x.new_ones(*x.shape[:2], 1)
-        y = torch.zeros_like(x)
+        y: Tensor | None = None
         for block, own_cache in zip(blocks, caches, strict=True):
+            stream = x if y is None else x + y
             update, resident, routing = block(
-                x + y, resident, positions, cache=own_cache, return_routing=return_routing
+                stream, resident, positions, cache=own_cache, return_routing=return_routing
             )
             if routing is not None:
                 routings.append(routing)
+            if self.halting is not None:
+                update = going * update
+            y = update if y is None else y + update
             if self.halting is None:
-                y = y + update
                 continue
-            y = y + going * update
             factors.append(going)
             going = self.halting(x + y, going)
             # With a cache the later steps' keys are needed by tokens still to come.
             if cache is None and not torch.compiler.is_compiling() and not bool(going.any()):
                 break
+        assert y is not None, "a form has at least one block"
         return y, RefinementRouting(tuple(routings), torch.cat(factors, -1) if factors else None)
 
 

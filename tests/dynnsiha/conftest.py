@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def _interpret_triton_kernels() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("dynnsiha.attention.triton")
+        importlib.import_module("dynnsiha.forms.triton")
 
 
 _interpret_triton_kernels()
@@ -32,3 +34,19 @@ _interpret_triton_kernels()
 def library_source() -> str:
     """Source of a module of Python's standard library: real text that is on every machine."""
     return (Path(sysconfig.get_path("stdlib")) / "textwrap.py").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the library asks, to know that CPU tensors are fine; and one thread for small tensors.
+
+    Between the interpreter's steps torch's threads only wait for each other. On a GPU kernels run.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

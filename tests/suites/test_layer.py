@@ -15,7 +15,7 @@ from dynbench.suites.prepare import prepare
 from dynbench.suites.providers.loading import load_provider
 from dynbench.suites.shapes import Shape
 from dynbench.suites.spec import Spec
-from dynnsiha.forms.grouped import Dispatch
+from dynnsiha.forms.dispatch import Dispatch
 
 SHAPE = Shape("", 4, 2, 8, model_dim=24)
 SINGLE = ["sdpa", "nsa", "dynsiha", "dynnsiha", "dimension"]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dynnsiha.forms import grouped
-from dynnsiha.forms.grouped import Dispatch, grouped_matmul
+from dynnsiha.forms.dispatch import Dispatch
+from dynnsiha.forms.grouped import grouped_matmul
 
 GROUPS = {
     "even": [5, 5, 5, 5],
@@ -98,8 +99,8 @@ def test_torchs_own_product_has_second_derivatives_too():
 def test_compilers_trace_it():
     rows, weight, ends = _operands([3, 0, 5], 8, 8, torch.float32)
     for operation, operands in (
-        (grouped._product, (rows, weight)),
-        (grouped._outer, (rows, rows.detach().clone().requires_grad_())),
+        (grouped._product_operation, (rows, weight)),
+        (grouped._outer_operation, (rows, rows.detach().clone().requires_grad_())),
     ):
         torch.library.opcheck(operation, (*operands, ends))
 

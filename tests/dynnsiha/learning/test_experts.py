@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynnsiha import FisherAwareRoutingShaping, RMSuon, SurpriseAwareRoutingShaping
 from dynnsiha.forms import FlatDynSIHA, RecursiveDynSIHA
-from dynnsiha.forms.grouped import Dispatch
+from dynnsiha.forms.dispatch import Dispatch
 from dynnsiha.learning import ExpertCall, record_routing, surprise_minimization_loss
 from dynnsiha.learning.layer_statistics import RoutingStatistics
 

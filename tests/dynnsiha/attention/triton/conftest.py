@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,19 +24,8 @@ if importlib.util.find_spec("triton") is None:
 
 
 @pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the backend asks, to know that CPU tensors are fine; and one thread for small tensors.
-
-    Between the interpreter's steps torch's threads only wait for each other.
-    """
-    if torch.cuda.is_available():
-        yield
-        return
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _interpreted(interpreter: None) -> None:
+    """All tests here."""
 
 
 @pytest.fixture(autouse=True, scope="session")
