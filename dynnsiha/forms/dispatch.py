@@ -23,9 +23,10 @@ _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 def kernels_serve(x: Tensor) -> bool:
     """Whether the Triton kernels take what is on the device of x, in its dtype."""
-    if x.dtype not in _SERVED or torch.compiler.is_compiling():
+    if x.dtype not in _SERVED or torch.compiler.is_compiling() or device_problem(x.device):
         return False
-    return not device_problem(x.device)
+    # Launches go to the current device, wherever their operands are.
+    return not x.is_cuda or x.device.index == torch.cuda.current_device()
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ def triton_kernels(
         given[0] = _flat(block_indices).int()
     elif block_indices is not None:
         given = [_flat(x).int() for x in block_indices]
-    problem = _problem(q, k, rows, config, bounds, block_indices is not None, scale)
-    out, lse, shared, private = _Core.apply(*rows, *means, problem, *given)
+    with torch.cuda.device_of(q):  # launches go to the current device
+        problem = _problem(q, k, rows, config, bounds, block_indices is not None, scale)
+        out, lse, shared, private = _Core.apply(*rows, *means, problem, *given)
     batch = q.shape[0]
     shared, private = (x.view(batch, len(x) // batch, *x.shape[1:]) for x in (shared, private))
     aux = NSAAux(

@@ -57,13 +57,15 @@ def group_pairs(indices: Tensor, counts: Tensor, rows: int) -> tuple[Tensor, Ten
     (tokens, active), (experts, chunks) = indices.shape, counts.shape
     order, inverse = indices.new_empty((2, tokens * active))
     ends = counts.new_empty(experts)
+    padded = triton.next_power_of_2(experts)
     place_pairs[(chunks,)](
         *(indices, counts, counts.view(-1).cumsum(0, dtype=torch.int32), order, inverse, ends),
         *(tokens, chunks),
         E=experts,
         K=active,
-        EP=triton.next_power_of_2(experts),
+        EP=padded,
         ROWS=rows,
+        num_warps=8 if padded * rows >= _TILE else 4,
     )
     return order, inverse, ends
 

@@ -13,7 +13,7 @@ import torch
 from dynnsiha.attention import native_sparse_attention
 from dynnsiha.attention.reference import reference_rows
 
-from .cases import EXACT, HYBRID, ON_GPU
+from .cases import EXACT, HYBRID, ON_GPU, Inputs
 from .oracle import BACKEND, GRADIENTS, MOST_ERROR, assert_close, error, run
 
 pytestmark = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
@@ -94,6 +94,19 @@ def test_a_new_length_compiles_nothing(kind):
     for seq_len in (1007, 1009, 1013, 1021):
         run(kind.at(seq_len).inputs(), kind.config)
     assert compiled() == before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.parametrize("kind", [EXACT, HYBRID], ids=str)
+def test_operands_need_not_be_on_the_current_device(kind):
+    here = kind.at(1001).inputs()
+    there = Inputs([x.to("cuda:1") for x in here.operands], here.grad.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    results = [run(inputs, kind.config) for inputs in (here, there)]
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(results[0].out, results[1].out.to("cuda:0"))
+    for one, other in zip(results[0].grads, results[1].grads, strict=True):
+        assert torch.equal(one, other.to("cuda:0"))
 
 
 @pytest.mark.skipif(not shutil.which("compute-sanitizer"), reason="needs compute-sanitizer")
