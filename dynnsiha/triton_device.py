@@ -7,8 +7,10 @@ import importlib.util
 import os
 
 import torch
+from torch import Tensor
 
 _CAPABILITY = 8  # Ampere: matrix units for bfloat16
+_SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def interpreted() -> bool:
@@ -24,6 +26,17 @@ def device_problem(device: torch.device) -> str:
         major = _major(device.index)
         return "" if major >= _CAPABILITY else "the Triton kernels need Ampere or later"
     return "" if interpreted() else "the Triton kernels need an NVIDIA GPU"
+
+
+def kernels_serve(x: Tensor) -> bool:
+    """Whether kernels that stand beside plain torch take what is on the device of x, in its dtype.
+
+    They do not where a compiler looks on: it makes kernels of its own.
+    """
+    if x.dtype not in _SERVED or torch.compiler.is_compiling() or device_problem(x.device):
+        return False
+    # Launches go to the current device, wherever their operands are.
+    return not x.is_cuda or x.device.index == torch.cuda.current_device()
 
 
 @functools.lru_cache(maxsize=16)

@@ -116,6 +116,28 @@ class ExpertCall:
         triton.weighted_sum_backward(total, rows, weights.detach(), inverse)
 
 
+@dataclass(frozen=True)
+class RotaryCall:
+    """Rotary positions of some heads, and the backward pass."""
+
+    name: str
+    heads: int
+    width: int
+    dtype: torch.dtype = torch.bfloat16
+
+    def run(self) -> None:
+        """As `Call.run`."""
+        from dynnsiha.synthesis.triton import turned
+
+        x = torch.zeros(1, 256, self.heads, self.width, dtype=self.dtype)
+        tables = torch.zeros(2, 256, self.width // 2)
+        for back in (False, True):
+            turned(x, *tables, back=back)
+
+
+AnyCall = Call | ExpertCall | RotaryCall
+
+
 def _exact(block_size: int = 64, **fields: Any) -> NSAConfig:
     """A list for every query."""
     windows = {"compress_block": min(64, block_size), "compress_stride": min(64, block_size)}
@@ -167,10 +189,17 @@ EXPERT_CALLS = (
 )
 """The manifest, experts."""
 
+ROTARY_CALLS = (
+    RotaryCall("32 heads", 32, 128),
+    RotaryCall("one head, float32", 1, 64, torch.float32),
+)
+"""The manifest, positions."""
 
-def launches(
-    target: Target, calls: Sequence[Call | ExpertCall] = (*CALLS, *EXPERT_CALLS)
-) -> list[Launch]:
+EVERYTHING: tuple[AnyCall, ...] = (*CALLS, *EXPERT_CALLS, *ROTARY_CALLS)
+"""The manifest."""
+
+
+def launches(target: Target, calls: Sequence[AnyCall] = EVERYTHING) -> list[Launch]:
     """The variants of all kernels that ``calls`` launch on one architecture, each one once.
 
     Of launches that differ by the value or the alignment of an integer alone, the first stands for

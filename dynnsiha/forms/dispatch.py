@@ -16,17 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynnsiha.triton_device import device_problem
-
-_SERVED = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def kernels_serve(x: Tensor) -> bool:
-    """Whether the Triton kernels take what is on the device of x, in its dtype."""
-    if x.dtype not in _SERVED or torch.compiler.is_compiling() or device_problem(x.device):
-        return False
-    # Launches go to the current device, wherever their operands are.
-    return not x.is_cuda or x.device.index == torch.cuda.current_device()
+from dynnsiha.triton_device import kernels_serve
 
 
 @dataclass(frozen=True)

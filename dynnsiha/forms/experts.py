@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynnsiha.forms.dispatch import Dispatch, kernels_serve
+from dynnsiha.forms.dispatch import Dispatch
 from dynnsiha.forms.grouped import grouped_matmul
 from dynnsiha.synthesis.routing import CosinePrototypeRouting, Mask, Router, make_router
+from dynnsiha.triton_device import kernels_serve
 
 _SEARCHES = 4
 _KERNEL_EXPERTS = 256  # whose logits one program of the kernels holds

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from dynnsiha.triton_device import kernels_serve
 
 
 def rotary_tables(
@@ -32,9 +36,29 @@ def rotary_tables(
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x_i, x_{i + D/2}) of x [B, T, heads, D] by its position's angle; keeps dtype.
 
-    ``cos`` and ``sin`` come from `rotary_tables`, [T, D / 2] or [B, T, D / 2].
+    ``cos`` and ``sin`` come from `rotary_tables`, [T, D / 2] or [B, T, D / 2]. On a GPU a Triton
+    kernel makes one pass of it where the tables are float32 and ask for no gradient.
     """
+    constant = not (cos.requires_grad or sin.requires_grad)
+    if constant and cos.dtype == torch.float32 and kernels_serve(x):
+        return _Turn.apply(x, cos, sin, False)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     first, second = x.chunk(2, dim=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """By the kernel; the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+        from dynnsiha.synthesis.triton import turned
+
+        ctx.save_for_backward(cos, sin)
+        ctx.back = back
+        return turned(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, back=back)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Turn.apply(grad, *ctx.saved_tensors, not ctx.back), None, None, None

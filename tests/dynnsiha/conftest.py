@@ -23,8 +23,8 @@ def _interpret_triton_kernels() -> None:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("dynnsiha.attention.triton")
-        importlib.import_module("dynnsiha.forms.triton")
+        for package in ("attention", "forms", "synthesis"):
+            importlib.import_module(f"dynnsiha.{package}.triton")
 
 
 _interpret_triton_kernels()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
 import torch
 
-from dynnsiha.synthesis import apply_rotary, rotary_tables
+from dynnsiha.synthesis import apply_rotary, rotary, rotary_tables
+from dynnsiha.triton_device import kernels_serve
 
 
 def test_equals_multiplication_by_complex_phases():
@@ -40,6 +42,35 @@ def test_each_sequence_may_have_its_own_positions():
     for row in range(2):
         alone = apply_rotary(x[row : row + 1], *rotary_tables(positions[row], 8))
         assert torch.equal(together[row : row + 1], alone)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+@pytest.mark.parametrize("heads", [1, 3, 40])
+@pytest.mark.parametrize("width", [2, 6, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_kernel_turns_as_plain_torch_does(dtype, width, heads, interpreter, monkeypatch):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert kernels_serve(torch.empty(0, device=device))
+    generator = torch.Generator().manual_seed(0)
+    # Not contiguous, as q is among q, k and v; each sequence with its own positions, or all alike.
+    qkv = torch.randn(2, 7, 2 * heads, width, generator=generator).to(device, dtype)
+    for positions in (torch.arange(7), torch.randint(0, 5000, (2, 7), generator=generator)):
+        tables = rotary_tables(positions.to(device), width)
+        results = []
+        for serve in (kernels_serve, lambda x: False):
+            monkeypatch.setattr(rotary, "kernels_serve", serve)
+            x = qkv[:, :, heads:].detach().requires_grad_()
+            grad = qkv[:, :, :heads].detach().requires_grad_()
+            y = apply_rotary(x, *tables)
+            (first,) = torch.autograd.grad(y, x, grad, create_graph=True)
+            (second,) = torch.autograd.grad(first, grad, x.detach() + 1)
+            results.append((y, first, second))
+        assert results[0][0].dtype == dtype
+        assert results[0][0].is_contiguous()
+        torch.testing.assert_close(results[0][0], results[1][0])
+        # Plain torch rounds each of two products to bfloat16 on its way back.
+        close = {"rtol": 1.6e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+        torch.testing.assert_close(*results, **close)
 
 
 def test_far_positions_are_turned_by_their_exact_angle():
