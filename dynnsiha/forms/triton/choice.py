@@ -42,7 +42,7 @@ def choose(
     counts = logits.new_empty((experts, chunks), dtype=torch.int32)
     logits = logits.contiguous()
     best_experts[(chunks,)](logits, weights, indices, counts, tokens, chunks, **sizes)
-    weights = with_gradient(weights, logits, indices, None, weights_of)
+    weights = Weights.apply(weights, logits, indices, None, weights_of)
     return weights, indices, *group_pairs(indices, counts, sizes["ROWS"])
 
 
@@ -70,22 +70,13 @@ def group_pairs(indices: Tensor, counts: Tensor, rows: int) -> tuple[Tensor, Ten
     return order, inverse, ends
 
 
-def with_gradient(
-    weights: Tensor,
-    logits: Tensor,
-    indices: Tensor,
-    scale: Tensor | None,
-    weights_of: Callable[[Tensor], Tensor],
-) -> Tensor:
+class Weights(torch.autograd.Function):
     """Weights [N, k] that a kernel made of ``logits`` [N, E], in their graph.
 
     ``scale`` is c of `CosinePrototypeRouting`, whose weights they are; without it they are
     relu(logits). ``weights_of`` makes the same of logits [N, k], best first, by plain torch.
     """
-    return _Weights.apply(weights, logits, indices, scale, weights_of)
 
-
-class _Weights(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .choice import VARYING, best_of, group_pairs, with_gradient
+from .choice import VARYING, Weights, best_of, group_pairs
 
 _TILE = 4096  # logits that one program holds
 _STEP = 64  # features at a time
@@ -46,7 +46,7 @@ def choose_by_cosine(
     logits, weights, indices, counts = _Route.apply(
         x.contiguous(), proto, gate, scale, active, logits_of
     )
-    weights = with_gradient(weights, logits, indices, scale, weights_of)
+    weights = Weights.apply(weights, logits, indices, scale, weights_of)
     return logits, weights, indices, *group_pairs(indices, counts, _rows(len(proto)))
 
 
