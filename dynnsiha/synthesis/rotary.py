@@ -36,9 +36,19 @@ def rotary_tables(
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x_i, x_{i + D/2}) of x [B, T, heads, D] by its position's angle; keeps dtype.
 
-    ``cos`` and ``sin`` come from `rotary_tables`, [T, D / 2] or [B, T, D / 2]. On a GPU a Triton
-    kernel makes one pass of it where the tables are float32 and ask for no gradient.
+    ``cos`` and ``sin`` come from `rotary_tables`, [T, D / 2], [1, T, D / 2] or [B, T, D / 2]. On a
+    GPU a Triton kernel makes one pass of it where the tables are float32 and ask for no gradient.
+
+    Raises:
+        ValueError: the tables are of another shape.
     """
+    batch, seq_len, _, width = x.shape
+    shapes = [(*lead, seq_len, width // 2) for lead in ((), (1,), (batch,))]
+    if cos.shape not in shapes or sin.shape != cos.shape:
+        raise ValueError(
+            f"cos, sin: are {list(cos.shape)} and {list(sin.shape)}; x {list(x.shape)} takes"
+            f" {list(shapes[0])} or {list(shapes[2])}, from rotary_tables"
+        )
     constant = not (cos.requires_grad or sin.requires_grad)
     if constant and cos.dtype == torch.float32 and kernels_serve(x):
         return _Turn.apply(x, cos, sin, False)

@@ -54,7 +54,8 @@ def test_the_kernel_turns_as_plain_torch_does(dtype, width, heads, interpreter, 
     generator = torch.Generator().manual_seed(0)
     # Not contiguous, as q is among q, k and v; each sequence with its own positions, or all alike.
     qkv = torch.randn(2, 7, 2 * heads, width, generator=generator).to(device, dtype)
-    for positions in (torch.arange(7), torch.randint(0, 5000, (2, 7), generator=generator)):
+    own = torch.randint(0, 5000, (2, 7), generator=generator)
+    for positions in (torch.arange(7), own, own[:1]):
         tables = rotary_tables(positions.to(device), width)
         results = []
         for serve in (kernels_serve, lambda x: False):
@@ -71,6 +72,15 @@ def test_the_kernel_turns_as_plain_torch_does(dtype, width, heads, interpreter, 
         # Plain torch rounds each of two products to bfloat16 on its way back.
         close = {"rtol": 1.6e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
         torch.testing.assert_close(*results, **close)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 3), (3, 5, 4), (2, 4, 4), (2, 5, 1, 4)])
+def test_tables_of_another_shape_are_refused(shape):
+    x = torch.zeros(2, 5, 1, 8)
+    right = torch.zeros(5, 4)
+    for tables in ((torch.zeros(shape), torch.zeros(shape)), (right, torch.zeros(shape))):
+        with pytest.raises(ValueError, match=r"^cos, sin: are .* from rotary_tables$"):
+            apply_rotary(x, *tables)
 
 
 def test_far_positions_are_turned_by_their_exact_angle():

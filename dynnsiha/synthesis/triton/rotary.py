@@ -14,11 +14,12 @@ _TILE = 2048  # pairs that one program turns at a time
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-    """x [B, T, H, D], dense in D, turned by float32 tables [T, D / 2] or [B, T, D / 2].
+    """x [B, T, H, D], dense in D, turned by float32 tables [..., T, D / 2] of one sequence or of B.
 
     ``back`` turns by the negative angles. The result is contiguous, in the dtype of x.
     """
     batch, seq_len, heads, width = x.shape
+    common = cos.numel() == seq_len * (width // 2)  # to all sequences
     out = x.new_empty(x.shape)
     if out.numel():
         padded = triton.next_power_of_2(width // 2)
@@ -26,7 +27,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor
         turn_pairs[(batch * seq_len, triton.cdiv(heads, at_once))](
             *(x, out, cos.contiguous(), sin.contiguous()),
             *(x.stride(0), x.stride(1), x.stride(2)),
-            *(seq_len, 0 if cos.dim() == 2 else seq_len, heads),
+            *(seq_len, 0 if common else seq_len, heads),
             BACK=back,
             HALF=width // 2,
             HP=padded,

@@ -100,3 +100,13 @@ def test_a_form_computes_the_same_either_way(form, router, device, without_kerne
         without_kernels()
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
     assert len(results[0][3]) > 10
+
+
+@torch.no_grad()
+def test_a_cached_decode_equals_the_full_forward(device):
+    torch.manual_seed(0)
+    layer = FlatDynSIHA(16, 2, experts=6, active_experts=2).to(device)
+    x = torch.randn(2, 8, 16, device=device)
+    cache = layer.new_cache(2, 8)
+    parts = [layer(part, cache=cache) for part in x.split((6, 1, 1), dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x), rtol=1e-4, atol=1e-5)
