@@ -43,8 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (ranks.get(item.path.name, len(ranks)), -counts[item.path]))
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: measuring a case collects garbage a dozen times, and would walk it
-    each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> None:
+    """What was imported, and what the files before left in caches (compiled graphs above all),
+    stays: measuring a case collects garbage a dozen times, and would walk it each time."""
     gc.collect()
     gc.freeze()
