@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -308,8 +309,8 @@ def browser() -> Iterator:
         started.close()
 
 
-@pytest.fixture
-def opened(browser) -> Iterator[Callable]:
+@contextmanager
+def opening(browser) -> Iterator[Callable]:
     """Opens a file without a network; afterwards fails on any request or console error."""
     trouble: list[str] = []
     contexts: list = []
@@ -347,6 +348,27 @@ def opened(browser) -> Iterator[Callable]:
     for context in contexts:
         context.close()
     assert trouble == []
+
+
+@pytest.fixture
+def opened(browser) -> Iterator[Callable]:
+    """Opens a file; at the end of the test fails on any request or console error."""
+    with opening(browser) as open_file:
+        yield open_file
+
+
+@pytest.fixture(scope="module")
+def cpu_page(browser, cpu_frame: pd.DataFrame, tmp_path_factory) -> Iterator:
+    """A page of the CPU's rows for all tests of a file that leave it as it was."""
+    with opening(browser) as open_file:
+        yield open_file(write_report(cpu_frame, tmp_path_factory.mktemp("cpu") / "page.html"))
+
+
+@pytest.fixture(scope="module")
+def gpu_page(browser, gpu_frame: pd.DataFrame, tmp_path_factory) -> Iterator:
+    """As ``cpu_page``, of the GPU's rows."""
+    with opening(browser) as open_file:
+        yield open_file(write_report(gpu_frame, tmp_path_factory.mktemp("gpu") / "page.html"))
 
 
 @pytest.fixture

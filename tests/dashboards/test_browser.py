@@ -84,13 +84,12 @@ def test_details_scroll_areas_and_links_take_the_focus(show, cpu_frame: pd.DataF
     assert page.evaluate("document.activeElement.className") == "scroll"
 
 
-def test_the_charts_buttons_are_no_stops_of_the_tab_key(show, cpu_frame: pd.DataFrame) -> None:
-    page = show(cpu_frame)
-    stops = page.evaluate(
+def test_the_charts_buttons_are_no_stops_of_the_tab_key(cpu_page) -> None:
+    stops = cpu_page.evaluate(
         """() => [...document.querySelectorAll('.part:not([hidden]) .plot *')]
             .filter((element) => element.tabIndex >= 0).length"""
     )
-    assert page.locator(".modebar-btn").count() > 0
+    assert cpu_page.locator(".modebar-btn").count() > 0
     assert stops == 0
 
 
@@ -105,9 +104,8 @@ def test_the_heat_maps_numbers_have_one_ink(show, cpu_frame: pd.DataFrame, theme
     assert set(inks) == {expected[theme]}
 
 
-def test_the_legend_shows_the_dashes(show, cpu_frame: pd.DataFrame) -> None:
-    page = show(cpu_frame)
-    widths = page.evaluate(
+def test_the_legend_shows_the_dashes(cpu_page) -> None:
+    widths = cpu_page.evaluate(
         """() => [...document.querySelectorAll('.legendlines path')]
             .map((path) => path.getBoundingClientRect().width)"""
     )

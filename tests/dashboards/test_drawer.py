@@ -1,12 +1,23 @@
 """A case, opened in a real browser: what it says is what the row says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import pytest
 
 pytestmark = pytest.mark.browser
 Build = Callable[..., dict]
+
+
+@pytest.fixture
+def page(cpu_page) -> Iterator:
+    """The page of the CPU's rows; each test finds its drawer closed."""
+    yield cpu_page
+    if cpu_page.evaluate("document.querySelector('#drawer').open"):
+        cpu_page.keyboard.press("Escape")
+    cpu_page.wait_for_function("!document.querySelector('#drawer').open")
+    cpu_page.wait_for_function("document.querySelector('#drawer').dataset.shown === undefined")
+    cpu_page.evaluate("window.scrollTo(0, 0)")
 
 
 def open_first(page, text: str) -> None:
@@ -22,8 +33,7 @@ def facts(page) -> dict[str, str]:
     )
 
 
-def test_a_point_opens_its_case(show, cpu_frame: pd.DataFrame) -> None:
-    page = show(cpu_frame)
+def test_a_point_opens_its_case(page, cpu_frame: pd.DataFrame) -> None:
     plot = page.locator("#f0-latency-0")
     plot.scroll_into_view_if_needed()
     point = plot.locator(".scatterlayer .trace .point").last
@@ -40,8 +50,7 @@ def test_a_point_opens_its_case(show, cpu_frame: pd.DataFrame) -> None:
     assert seen["case_id"] in set(rows["case_id"])
 
 
-def test_a_case_shows_every_column_and_sample_of_its_row(show, cpu_frame: pd.DataFrame) -> None:
-    page = show(cpu_frame)
+def test_a_case_shows_every_column_and_sample_of_its_row(page, cpu_frame: pd.DataFrame) -> None:
     open_first(page, "nsa")
     seen = facts(page)
     row = cpu_frame[cpu_frame["case_id"] == seen["case_id"]].iloc[0]
@@ -87,8 +96,7 @@ def test_the_command_is_copied_without_the_clipboards_permission(
     assert page.evaluate("window.asked") == "copy"
 
 
-def test_the_keyboard_opens_and_closes_a_case(show, cpu_frame: pd.DataFrame) -> None:
-    page = show(cpu_frame)
+def test_the_keyboard_opens_and_closes_a_case(page) -> None:
     page.locator("button.open").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#drawer').open")
@@ -150,8 +158,7 @@ def test_hostile_strings_in_a_case_are_text(show, row: Build) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-def test_a_link_opens_its_case(show, cpu_frame: pd.DataFrame) -> None:
-    page = show(cpu_frame)
+def test_a_link_opens_its_case(page) -> None:
     open_first(page, "nsa")
     case = facts(page)["case_id"]
     link = page.evaluate("location.hash")

@@ -22,11 +22,19 @@ def settle(page) -> None:
     page.wait_for_function(READY, timeout=30_000)
 
 
+@pytest.fixture(scope="module")
+def filtered(gpu_page):
+    gpu_page.locator("#filters-button").click()
+    return gpu_page
+
+
 @pytest.fixture
-def page(show, gpu_frame: pd.DataFrame):
-    page = show(gpu_frame)
-    page.locator("#filters-button").click()
-    return page
+def page(filtered):
+    """One page for all tests; each finds every filter as it was at first."""
+    yield filtered
+    filtered.locator("button[type=reset]").click()
+    settle(filtered)
+    assert filtered.locator("#filters-count").inner_text() == ""
 
 
 def test_a_provider_leaves_figures_tables_and_cases(page) -> None:
