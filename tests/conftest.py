@@ -1,6 +1,7 @@
 """What all tests share: properties are not judged by the clock, the same commit draws the same
 examples, workers share the cores and take the longest files first, what they start can be
-interrupted, and collecting garbage is cheap.
+interrupted, and neither collecting garbage nor Triton's interpreter does the same work over and
+over.
 
 ``HYPOTHESIS_PROFILE=explore python -m pytest -m hypothesis`` looks for new ones.
 """
@@ -8,7 +9,9 @@ interrupted, and collecting garbage is cheap.
 import gc
 import os
 import signal
+import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -43,8 +46,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (ranks.get(item.path.name, len(ranks)), -counts[item.path]))
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: measuring a case collects garbage a dozen times, and would walk it
-    each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> None:
+    """What was imported, and what the files before left in caches (compiled graphs above all),
+    stays: measuring a case collects garbage a dozen times, and would walk it each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Triton's interpreter replaces its language once a launch, not at every call within one.
+
+    For each call of a device function it looks through all of the language again, which then is as
+    it must be: a third of the time of interpreted kernels. By now the interpreter is imported, if
+    anything needs it.
+    """
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None:
+        return
+    language, replace_language = interpreter.tl, interpreter._patch_lang
+
+    def replace_once(function: Any) -> Any:
+        modules = [m for m in function.__globals__.values() if m is language or m is language.core]
+        # one of what is replaced in every module, and one of what each launch puts back
+        telling = [member for m in modules for member in (m.load, m.tensor.to)]
+        if telling and not any(map(language.core.is_builtin, telling)):
+            return interpreter._LangPatchScope()
+        return replace_language(function)
+
+    interpreter._patch_lang = replace_once

@@ -187,26 +187,28 @@ def test_the_command_of_a_row_repeats_it(inside, monkeypatch, capsys):
         assert re.findall(r"^[0-9a-f]{16}", planned, re.MULTILINE) == [row["case_id"]]
 
 
-def test_stages_are_printed_kept_and_drawn(tmp_path):
-    done = dynbench(*TINY, "--seq", "256", "--stages", "--report", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    words = " ".join(done.stdout.partition("where the time goes")[2].split())
+def test_stages_are_printed_kept_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = invoke(monkeypatch, capsys, *TINY, "--seq", "256", "--stages", "--report")
+    assert code == 0, err
+    words = " ".join(out.partition("where the time goes")[2].split())
     assert re.match(r"dynnsiha forward 256 .* pairs [\d.]+ (ms|µs) \(\d+ %\), .* other ", words)
     (page,) = tmp_path.rglob("report.html")
     assert "Where the time goes" in page.read_text(encoding="utf-8")
-    shown = dynbench("show", "--json", cwd=tmp_path)
-    dense, sparse = json.loads(shown.stdout)
+    dense, sparse = json.loads(invoke(monkeypatch, capsys, "show", "--json")[1])
     assert dense["stages_ms"] is None
     assert {"summaries", "compressed", "choice", "pairs"} <= set(json.loads(sparse["stages_ms"]))
     assert sparse["command"].endswith(" --quick --stages")
 
 
-def test_the_window_can_be_left_out_beside_fla(tmp_path):
+def test_the_window_can_be_left_out_beside_fla(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     options = ("--providers", "dynnsiha,fla", "--branches", "compressed,selected", "--quick")
-    done = dynbench("run", "--seq", "256", "--query-tile", "1", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"dynnsiha +forward +compressed,selected .* ok", done.stdout)
-    assert re.search(r"fla +forward +compressed,selected .*un(available|supported): ", done.stdout)
+    words = ("run", "--seq", "256", "--query-tile", "1", *options)
+    code, out, err = invoke(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert re.search(r"dynnsiha +forward +compressed,selected .* ok", out)
+    assert re.search(r"fla +forward +compressed,selected .*un(available|supported): ", out)
 
 
 def test_show_csv(inside, monkeypatch, capsys):
@@ -271,29 +273,31 @@ def attention(q, k, v):
 
 
 @pytest.mark.parametrize("source", [WRONG, MEMOIZING])
-def test_a_run_without_an_ok_row_ends_with_4(source, tmp_path):
+def test_a_run_without_an_ok_row_ends_with_4(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.py").write_text(source)
-    done = dynbench(
+    code, out, err = invoke(
+        *(monkeypatch, capsys),
         *("run", "--device", "cpu", "--quick", "--seq", "128"),
         *("--providers", "wrong", "--provider-file", "wrong.py"),
-        cwd=tmp_path,
     )
-    assert done.returncode == 4
-    assert "incorrect" in done.stdout
-    assert not done.stderr
+    assert code == 4
+    assert "incorrect" in out
+    assert not err
 
 
-def test_the_readmes_own_kernel_is_measured(tmp_path):
+def test_the_readmes_own_kernel_is_measured(tmp_path, monkeypatch, capsys):
     """The ten lines that the README shows, run as it says."""
+    monkeypatch.chdir(tmp_path)
     (source,) = re.findall(r"```python\n(import torch\n.*?)```", README.read_text(), re.DOTALL)
     (tmp_path / "my_kernel.py").write_text(source)
-    done = dynbench(
+    code, out, err = invoke(
+        *(monkeypatch, capsys),
         *("run", "--device", "cpu", "--quick", "--seq", "128", "--pass", "forward,backward"),
         *("--providers", "sdpa,my_kernel", "--provider-file", "my_kernel.py", "--q-heads", "2"),
-        cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^my_kernel +(forward|backward).*×.* ok\b", done.stdout, re.MULTILINE)
+    assert code == 0, err
+    rows = re.findall(r"^my_kernel +(forward|backward).*×.* ok\b", out, re.MULTILINE)
     assert sorted(rows) == ["backward", "forward"]
 
 
@@ -321,7 +325,8 @@ def attention(q, k, v):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_is_resumed(stop, tmp_path):
+def test_an_interrupted_run_is_resumed(stop, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "slow.py").write_text(SLOW)
     arguments = ["run", "--device", "cpu", "--quick", "--budget", "10m", "--seq", "128,256,128"]
     arguments += ["--providers", "slow", "--provider-file", "slow.py", "--out", "runs"]
@@ -337,14 +342,14 @@ def test_an_interrupted_run_is_resumed(stop, tmp_path):
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
     if stop == signal.SIGINT:
         assert len(err.splitlines()) == 1
-    before = json.loads(dynbench("show", "runs", "--json", cwd=tmp_path).stdout)
+    before = json.loads(invoke(monkeypatch, capsys, "show", "runs", "--json")[1])
     assert [(row["seq_len"], row["status"]) for row in before] == [(128, "ok")]
     (tmp_path / "go").touch()
-    done = dynbench(*arguments, "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "1 case, predicted: " in done.stdout
-    assert "(1 finished before)" in done.stdout
-    after = json.loads(dynbench("show", "runs", "--json", cwd=tmp_path).stdout)
+    code, out, err = invoke(monkeypatch, capsys, *arguments, "--resume")
+    assert code == 0, err
+    assert "1 case, predicted: " in out
+    assert "(1 finished before)" in out
+    after = json.loads(invoke(monkeypatch, capsys, "show", "runs", "--json")[1])
     assert [(row["seq_len"], row["status"]) for row in after] == [(128, "ok"), (256, "ok")]
     assert after[0]["started_at"] == before[0]["started_at"]
     assert len(list(tmp_path.glob("runs/*"))) == 1
@@ -362,29 +367,33 @@ def attention(q, k, v):
 """
 
 
-def test_an_own_kernel_ends_its_worker_and_is_measured_again_once_edited(tmp_path):
+def test_an_own_kernel_ends_its_worker_and_is_measured_again_once_edited(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.py"
     file.write_text(NOTING)
     arguments = ["run", "--device", "cpu", "--quick", "--seq", "128,256", "--out", "runs"]
     arguments += ["--providers", "mine", "--provider-file", "mine.py"]
-    assert dynbench(*arguments, cwd=tmp_path).returncode == 0
+    assert invoke(monkeypatch, capsys, *arguments)[0] == 0
     assert len(set((tmp_path / "pids").read_text().split())) == 2  # a worker for each of two cases
-    assert "(2 finished before)" in dynbench(*arguments, "--resume", cwd=tmp_path).stdout
+    assert "(2 finished before)" in invoke(monkeypatch, capsys, *arguments, "--resume")[1]
     file.write_text(file.read_text() + "# edited\n")
-    assert "2 cases, predicted" in dynbench(*arguments, "--resume", cwd=tmp_path).stdout
-    refused = dynbench(*arguments, "--no-quick", "--resume", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "this run was made with --quick; add it" in refused.stderr
+    assert "2 cases, predicted" in invoke(monkeypatch, capsys, *arguments, "--resume")[1]
+    code, _, err = invoke(monkeypatch, capsys, *arguments, "--no-quick", "--resume")
+    assert code == 2
+    assert "this run was made with --quick; add it" in err
 
 
-def test_a_run_goes_on_when_nobody_reads_it(tmp_path):
+def test_a_run_goes_on_when_nobody_reads_it(tmp_path, monkeypatch, capsys):
     line = f"{shlex.join(command(*TINY, '--seq', '128'))} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[1:] == ["0"]
     assert not done.stderr
-    rows = json.loads(dynbench("show", "--json", cwd=tmp_path).stdout)
+    monkeypatch.chdir(tmp_path)
+    rows = json.loads(invoke(monkeypatch, capsys, "show", "--json")[1])
     assert [row["status"] for row in rows] == ["ok", "ok"]
     assert list(tmp_path.glob("dynbench-results/*/rows.parquet"))
 
@@ -739,18 +748,20 @@ TRAIN = "run --suite quality --device cpu --task copy --seq 16 --q-heads 2 --hea
 TRAIN += " --batch 2 --train-steps 3 --window 8 --block-size 8 --out runs"
 
 
-def test_trainings_make_rows_and_curves_and_are_resumed(tmp_path):
-    words = [*TRAIN.split(), "--providers", "sdpa,dynnsiha", "--seeds", "0,1"]
-    done = dynbench(*words, "--variant", "none", "--variant", "kl=0.1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "8 cases, predicted: " in done.stdout
-    assert re.search(r"quality/dynnsiha train_step T=16 .* copy seed 1 \(kl=0.1\): ", done.stdout)
-    assert re.search(r"provider +pass +task +variant +seed +T .* loss +accuracy ", done.stdout)
-    assert "vs sdpa" not in done.stdout
+def test_trainings_make_rows_and_curves_and_are_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [*TRAIN.split(), "--providers", "sdpa,dynnsiha", "--seeds", "1"]
+    variants = ("--variant", "none", "--variant", "kl=0.1")
+    code, out, err = invoke(monkeypatch, capsys, *words, *variants)
+    assert code == 0, err
+    assert "4 cases, predicted: " in out
+    assert re.search(r"quality/dynnsiha train_step T=16 .* copy seed 1 \(kl=0.1\): ", out)
+    assert re.search(r"provider +pass +task +variant +T .* loss +accuracy ", out)
+    assert "vs sdpa" not in out
     (folder,) = (tmp_path / "runs").iterdir()
     rows, problems = store.read_rows([folder])
     assert problems == []
-    assert [row["status"] for row in rows].count("ok") == 6
+    assert [row["status"] for row in rows].count("ok") == 3
     refused = [row for row in rows if row["status"] != "ok"]
     assert {(row["provider"], row["variant"]) for row in refused} == {("sdpa", "kl=0.1")}
     curves = read_curves(folder)
@@ -759,27 +770,31 @@ def test_trainings_make_rows_and_curves_and_are_resumed(tmp_path):
     last = {r["case_id"]: r["eval_loss"] for r in curves if not r["layer"]}
     assert last == {case_id: row["eval_loss"] for case_id, row in trained.items()}
 
-    more = [*words[:-1], "0,1,2", "--resume", "--jobs", "2"]
-    again = dynbench(*more, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "2 cases, predicted: " in again.stdout
-    assert "(4 finished before)" in again.stdout
+    more = [*words[:-1], "0,1", "--resume", "--jobs", "2"]
+    code, out, err = invoke(monkeypatch, capsys, *more)
+    assert code == 0, err
+    assert "2 cases, predicted: " in out
+    assert "(2 finished before)" in out
     after = {row["case_id"]: row for row in store.read_rows([folder])[0]}
-    assert len(after) == 10
+    assert len(after) == 6
     assert all(after[case_id] == row for case_id, row in trained.items())
-    repeated = dynbench(*shlex.split(trained[max(trained)]["command"])[1:], cwd=tmp_path)
-    assert repeated.returncode == 0, repeated.stderr
-    assert f"loss {trained[max(trained)]['eval_loss']:.4f}" in repeated.stdout
-    for reader in (["show", str(folder)], ["report", str(folder)]):
-        read = dynbench(*reader, cwd=tmp_path)
-        assert read.returncode == 0, read.stderr
+    repeat = shlex.split(trained[max(trained)]["command"])[1:]
+    code, out, err = invoke(monkeypatch, capsys, *repeat)
+    assert code == 0, err
+    assert f"loss {trained[max(trained)]['eval_loss']:.4f}" in out
+    code, out, err = invoke(monkeypatch, capsys, "show", str(folder))
+    assert code == 0, err
+    assert re.search(r"provider +pass +task +variant +seed +T .* loss +accuracy ", out)
+    assert "vs sdpa" not in out
+    code, _, err = invoke(monkeypatch, capsys, "report", str(folder))
+    assert code == 0, err
 
 
-def test_a_training_over_its_time_has_no_result(tmp_path):
+def test_a_training_over_its_time_has_no_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     words = [*TRAIN.split(), "--providers", "sdpa", "--timeout", "6s"]
     words[words.index("--train-steps") + 1] = "1000000"
-    done = dynbench(*words, cwd=tmp_path)
-    assert done.returncode == 4
+    assert invoke(monkeypatch, capsys, *words)[0] == 4
     ((row,), _) = store.read_rows([tmp_path / "runs"])
     assert row["status"] == "timeout"
     assert row["reason"] == "stopped at its time limit of 6 s (in stage: run)"

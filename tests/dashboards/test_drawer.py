@@ -16,6 +16,7 @@ def page(cpu_page) -> Iterator:
     if cpu_page.evaluate("document.querySelector('#drawer').open"):
         cpu_page.keyboard.press("Escape")
     cpu_page.wait_for_function("!document.querySelector('#drawer').open")
+    cpu_page.wait_for_function("document.querySelector('#drawer').dataset.shown === undefined")
     cpu_page.evaluate("window.scrollTo(0, 0)")
 
 

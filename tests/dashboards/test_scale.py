@@ -54,7 +54,9 @@ import re, sys, time
 from pathlib import Path
 import pandas as pd
 from dynbench.dashboards.report import write_report
-frame = pd.read_pickle(sys.argv[1])
+sys.path.insert(0, sys.argv[4])
+from test_scale import large_frame
+frame = large_frame(pd.read_pickle(sys.argv[1]), sys.argv[3])
 began = time.process_time()
 write_report(frame, Path(sys.argv[2]))
 seconds = time.process_time() - began
@@ -67,9 +69,11 @@ print(seconds, int(kib) * 1024)
 def built(request, gpu_frame: pd.DataFrame, tmp_path_factory) -> tuple[Path, float, float]:
     """The page of 100 000 rows, and the CPU seconds and the bytes that building it took."""
     folder = tmp_path_factory.mktemp("large")
-    large_frame(gpu_frame, request.param).to_pickle(folder / "rows.pickle")
+    gpu_frame.to_pickle(folder / "sweep.pickle")  # 100 000 rows take longer to hand over than made
+    files = (str(folder / "sweep.pickle"), str(folder / "page.html"))
+    here = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(folder / "rows.pickle"), str(folder / "page.html")],
+        [sys.executable, "-c", BUILD, *files, request.param, here],
         check=True,
         capture_output=True,
         text=True,
@@ -83,7 +87,7 @@ def test_a_page_of_100_000_rows_is_small_and_soon_built(built) -> None:
     path, seconds, peak_bytes = built
     assert path.stat().st_size < 12e6
     assert seconds < 30
-    assert peak_bytes < 2 * 2**30
+    assert peak_bytes < 1.8 * 2**30
 
 
 @pytest.mark.browser

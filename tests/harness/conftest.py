@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ def _planted_case(
 ) -> Case:
     timer = timer or TIMERS[device][0]
     return Case("planted", provider, "forward", device, "float32", timer, {"seq_len": size})
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _frozen_heap() -> Iterator[None]:
-    """Measuring collects garbage often, which is slow in a process as large as a test run's."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
