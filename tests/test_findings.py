@@ -1,8 +1,9 @@
 """Every number in the tables of docs/findings.md is computed from the committed rows.
 
 A comment before a table says which rows it is of: ``<!-- rows: FOLDER column=value … -->``. Its
-first column holds the provider and, in brackets, the variant; its other cells are means over three
-seeds with half the width of their 95 % t interval. No configuration that has three is left out.
+first column holds the provider, ``R=… m=…`` where a table compares lists, and in brackets the
+variant; its other cells are means over three seeds with half the width of their 95 % t interval. No
+configuration that has three is left out.
 """
 
 import re
@@ -49,6 +50,13 @@ def rows_of(where):
     return frame.assign(variant=frame["variant"].fillna(""))
 
 
+def with_lists(frame):
+    """``R=… m=…`` behind the providers whose queries share lists."""
+    shared = frame["query_tile"] > 1
+    lists = frame[shared].agg(lambda row: f" R={row.query_tile:.0f} m={row.private_blocks:.0f}", 1)
+    return frame.assign(provider=frame["provider"].add(lists, fill_value=""))
+
+
 def test_there_are_tables():
     assert tables()
 
@@ -56,10 +64,12 @@ def test_there_are_tables():
 @pytest.mark.parametrize(("where", "table"), tables())
 def test_a_table_is_what_its_rows_say(where, table):
     frame = rows_of(where)
+    if " R=" in table:
+        frame = with_lists(frame)
     header, _, *lines = (cells(line) for line in table.splitlines())
     told = set()
     for name, *numbers in lines:
-        provider, variant = re.fullmatch(r"`(\w+)`(?: \(`(.+)`\))?", name).groups()
+        provider, variant = re.fullmatch(r"`(\w+(?: R=\d+ m=\d+)?)`(?: \(`(.+)`\))?", name).groups()
         told.add((provider, variant or ""))
         own = frame[(frame["provider"] == provider) & (frame["variant"] == (variant or ""))]
         assert (own["status"] == "ok").all()
