@@ -106,15 +106,20 @@ def test_shared_memory_suffices(builds):
 
 
 def test_matrices_are_multiplied_by_the_target_s_own_instruction(builds):
-    """Blocks of fewer keys than the instruction has rows may take Ampere's, which all GPUs have."""
+    """Blocks of fewer keys, or chunks of fewer tokens, than the instruction has rows may take
+    Ampere's, which all GPUs have.
+
+    Routers of float32 multiply in float32, which no matrix unit does.
+    """
 
     def multiplies_well(build: Build) -> bool:
-        narrow = build.constants.get("BS", LEAST_ROWS) < LEAST_ROWS
+        rows = (build.constants.get(name, LEAST_ROWS) for name in ("BS", "ROWS"))
+        narrow = min(rows) < LEAST_ROWS
         wanted = {TARGETS[build.target].matrix} | ({"mma_sync"} if narrow else set())
         return any(build.instructions[kind] for kind in wanted)
 
-    multiplying = [build for build in builds if build.products]
-    assert len(multiplying) > len(builds) / 2
+    multiplying = [b for b in builds if b.products and b.signature.get("x") != "*fp32"]
+    assert len(multiplying) > 0.4 * len(builds)
     assert_none(f"{b}: {b.products}" for b in multiplying if not multiplies_well(b))
 
 
