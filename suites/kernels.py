@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,13 +98,9 @@ class ExpertCall:
         from dynnsiha.forms import triton
 
         tokens = 256
-        x, proto, gate, logits = (
-            torch.zeros(shape, dtype=self.dtype, requires_grad=True)
-            for shape in (
-                *((tokens, self.width), (self.experts, self.width), (self.experts,)),
-                (tokens, self.experts),
-            )
-        )
+        zeros = partial(torch.zeros, dtype=self.dtype, requires_grad=True)
+        x, proto = zeros(tokens, self.width), zeros(self.experts, self.width)
+        gate, logits = zeros(self.experts), zeros(tokens, self.experts)
         scale = torch.ones((), dtype=self.dtype)
         _, weights, _, _, inverse, _ = triton.choose_by_cosine(
             x, proto, gate, scale, self.active, torch.relu, torch.relu

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 4096  # logits that one program holds
+TILE = 4096  # logits that one program holds
 _LOWEST = tl.constexpr(-3.0e38)  # of a logit: below it are only those that were taken
 VARYING = ["tokens", "chunks"]
 
@@ -48,7 +48,7 @@ def choose(
 
 def _sizes(experts: int, active: int) -> dict[str, int]:
     padded = triton.next_power_of_2(experts)
-    return {"E": experts, "K": active, "EP": padded, "ROWS": max(1, _TILE // padded)}
+    return {"E": experts, "K": active, "EP": padded, "ROWS": max(1, TILE // padded)}
 
 
 def group_pairs(indices: Tensor, counts: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ def group_pairs(indices: Tensor, counts: Tensor, rows: int) -> tuple[Tensor, Ten
         K=active,
         EP=padded,
         ROWS=rows,
-        num_warps=8 if padded * rows >= _TILE else 4,
+        num_warps=8 if padded * rows >= TILE else 4,
     )
     return order, inverse, ends
 

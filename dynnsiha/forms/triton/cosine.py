@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .choice import VARYING, Weights, best_of, group_pairs
+from .choice import TILE, VARYING, Weights, best_of, group_pairs
 
-_TILE = 4096  # logits that one program holds
 _STEP = 64  # features at a time
 _EPS = tl.constexpr(1e-6)  # as in `CosinePrototypeRouting`
 
@@ -55,7 +54,7 @@ def _padded(experts: int) -> int:
 
 
 def _rows(experts: int) -> int:
-    return max(16, min(64, _TILE // _padded(experts)))
+    return max(16, min(64, TILE // _padded(experts)))
 
 
 class _Route(torch.autograd.Function):
@@ -77,7 +76,8 @@ class _Route(torch.autograd.Function):
         counts = x.new_empty((experts, chunks), dtype=torch.int32)
         lengths = x.new_empty(tokens + experts, dtype=torch.float32)
         route_by_cosine[(chunks,)](
-            *(x, proto, gate, scale, logits, weights, indices, counts, lengths),
+            *(x, proto.contiguous(), gate.contiguous(), scale),
+            *(logits, weights, indices, counts, lengths),
             *(tokens, chunks, width),
             E=experts,
             K=active,
@@ -108,16 +108,19 @@ class _Route(torch.autograd.Function):
         along = x.new_empty(tokens, 1)
         sums = lengths.new_empty(2, experts, chunks)
         slopes_of_cosine[(chunks,)](
-            *(logits, gate, scale, lengths, d_logits.contiguous(), slopes, along, sums),
+            *(logits, gate.contiguous(), scale, lengths, d_logits.contiguous()),
+            *(slopes, along, sums),
             *(tokens, chunks),
             E=experts,
             EP=_padded(experts),
             ROWS=rows,
         )
         d_x = torch.mm(slopes, proto).addcmul_(along, x) if ctx.needs_input_grad[0] else None
-        d_proto, d_gate = torch.mm(slopes.t(), x), torch.empty_like(gate)
+        d_proto, d_gate = torch.mm(slopes.t(), x), gate.new_empty(experts)
         finish_prototypes[(experts,)](
-            *(proto, gate, scale, lengths, sums, d_proto, d_gate, tokens, chunks, width), N=1024
+            *(proto.contiguous(), gate.contiguous(), scale, lengths, sums, d_proto, d_gate),
+            *(tokens, chunks, width),
+            N=1024,
         )
         return d_x, d_proto, d_gate, None, None, None
 

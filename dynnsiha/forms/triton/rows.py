@@ -44,6 +44,7 @@ def weighted_sum_backward(
 ) -> tuple[Tensor, Tensor]:
     """grad [N, d] of the sums → gradients of the rows [N k, d] and of the weights [N, k]."""
     tokens, choices = weights.shape
+    rows, weights = rows.contiguous(), weights.contiguous()
     d_rows, d_weights = torch.empty_like(rows), torch.empty_like(weights)
     if tokens:
         width = rows.shape[1]

@@ -159,6 +159,22 @@ def test_one_gradient_can_be_asked_for_alone(device):
     assert not frozen.requires_grad
 
 
+def test_prototypes_need_not_be_contiguous(device):
+    router, x = _router(20, 3, device), _input(40, device)
+    p = router.prototypes
+    results = []
+    strided = (p.proto.t().contiguous().t(), p.gate.repeat_interleave(2)[::2])
+    assert not any(part.is_contiguous() for part in strided)
+    for pair in ((p.proto, p.gate), strided):
+        proto, gate = (part.detach().requires_grad_() for part in pair)
+        logits, weights, *_ = choose_by_cosine(
+            x, proto, gate, p.score_scale, 3, p.logits, p.weights
+        )
+        total = weights.square().sum() + logits.sum()
+        results.append((logits, weights, *torch.autograd.grad(total, (x, proto, gate))))
+    torch.testing.assert_close(*results)
+
+
 def test_a_row_without_numbers_takes_experts_that_differ(device):
     logits = torch.randn(30, 12, device=device)
     logits[3] = torch.nan

@@ -70,6 +70,18 @@ def test_the_gradient_may_be_an_expanded_tensor(device, without_kernels):
     torch.testing.assert_close(*results)
 
 
+def test_operands_need_not_be_contiguous(device, without_kernels):
+    dispatch = Dispatch.of(torch.tensor([[0, 1], [1, 2], [0, 2]], device=device), 3)
+    results = []
+    for _ in range(2):
+        rows = torch.arange(24.0, device=device).view(4, 6).t().requires_grad_()
+        weights = torch.arange(1.0, 7, device=device).view(2, 3).t().requires_grad_()
+        y = dispatch.gather(rows, weights)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (rows, weights))))
+        without_kernels()
+    torch.testing.assert_close(*results)
+
+
 def test_gradients_of_gradients(device, without_kernels):
     dispatch = Dispatch.of(torch.tensor([[0, 1], [1, 2], [0, 2]], device=device), 3)
     results = []
