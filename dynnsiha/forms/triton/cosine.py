@@ -92,37 +92,44 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_logits: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, proto, gate, scale, logits, lengths = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
-            leaves = (x, proto, gate)
-            wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
-            found = torch.autograd.grad(
-                ctx.logits_of(x), [leaves[i] for i in wanted], d_logits, create_graph=True
-            )
-            gradients = dict(zip(wanted, found, strict=True))
-            return *(gradients.get(i) for i in range(3)), None, None, None
-        (tokens, width), experts = x.shape, len(proto)
-        rows = _rows(experts)
-        chunks = max(1, triton.cdiv(tokens, rows))
-        slopes = torch.empty_like(logits)
-        along = x.new_empty(tokens, 1)
-        sums = lengths.new_empty(2, experts, chunks)
-        slopes_of_cosine[(chunks,)](
-            *(logits, gate.contiguous(), scale, lengths, d_logits.contiguous()),
-            *(slopes, along, sums),
-            *(tokens, chunks),
-            E=experts,
-            EP=_padded(experts),
-            ROWS=rows,
+        # As forward: in the precision of the parameters, wherever gradients are asked for.
+        with torch.autocast(d_logits.device.type, enabled=False):
+            return *_gradients(ctx, d_logits), None, None, None
+
+
+def _gradients(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+    """Those of x, proto and gate."""
+    x, proto, gate, scale, logits, lengths = ctx.saved_tensors
+    if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
+        leaves = (x, proto, gate)
+        wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
+        found = torch.autograd.grad(
+            ctx.logits_of(x), [leaves[i] for i in wanted], d_logits, create_graph=True
         )
-        d_x = torch.mm(slopes, proto).addcmul_(along, x) if ctx.needs_input_grad[0] else None
-        d_proto, d_gate = torch.mm(slopes.t(), x), gate.new_empty(experts)
-        finish_prototypes[(experts,)](
-            *(proto.contiguous(), gate.contiguous(), scale, lengths, sums, d_proto, d_gate),
-            *(tokens, chunks, width),
-            N=1024,
-        )
-        return d_x, d_proto, d_gate, None, None, None
+        gradients = dict(zip(wanted, found, strict=True))
+        return tuple(gradients.get(i) for i in range(3))
+    (tokens, width), experts = x.shape, len(proto)
+    rows = _rows(experts)
+    chunks = max(1, triton.cdiv(tokens, rows))
+    slopes = torch.empty_like(logits)
+    along = x.new_empty(tokens, 1)
+    sums = lengths.new_empty(2, experts, chunks)
+    slopes_of_cosine[(chunks,)](
+        *(logits, gate.contiguous(), scale, lengths, d_logits.contiguous()),
+        *(slopes, along, sums),
+        *(tokens, chunks),
+        E=experts,
+        EP=_padded(experts),
+        ROWS=rows,
+    )
+    d_x = torch.mm(slopes, proto).addcmul_(along, x) if ctx.needs_input_grad[0] else None
+    d_proto, d_gate = torch.mm(slopes.t(), x), gate.new_empty(experts)
+    finish_prototypes[(experts,)](
+        *(proto.contiguous(), gate.contiguous(), scale, lengths, sums, d_proto, d_gate),
+        *(tokens, chunks, width),
+        N=1024,
+    )
+    return d_x, d_proto, d_gate
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -175,6 +175,19 @@ def test_prototypes_need_not_be_contiguous(device):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_inside_of_autocast_keep_the_precision_of_the_parameters(create_graph, device):
+    router, x = _router(20, 3, device), _input(40, device)
+    leaves = (x, *router.prototypes.parameters())
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            choice = router(x[None])
+            total = choice.weights.square().sum() + choice.logits.sum()
+            results.append(torch.autograd.grad(total, leaves, create_graph=create_graph))
+    torch.testing.assert_close(*results)
+
+
 def test_a_row_without_numbers_takes_experts_that_differ(device):
     logits = torch.randn(30, 12, device=device)
     logits[3] = torch.nan
