@@ -7,10 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from dynbench.suites.compare import TIE_TOLERANCE
 from dynnsiha.forms.dispatch import Dispatch
 from dynnsiha.forms.experts import Choice, ExpertRouter
 from dynnsiha.forms.layer import AttentionCore, CoreRouting
@@ -57,15 +55,6 @@ def with_experts(router: ExpertRouter, logits: Tensor, indices: Tensor) -> Choic
     weights = router.prototypes.weights(logits).gather(-1, indices)
     dispatch = Dispatch.of(indices.flatten(0, 1), logits.shape[-1])
     return Choice(logits, indices, weights, dispatch)
-
-
-def misrouted_share(logits: Tensor, indices: Tensor) -> float:
-    """Share of tokens that took an expert clearly worse, by logits [B, T, E], than one left out."""
-    taken = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, indices, True)
-    worst_taken = logits.masked_fill(~taken, torch.inf).amin(-1)
-    best_left = logits.masked_fill(taken, -torch.inf).amax(-1)
-    wrong = worst_taken < best_left - TIE_TOLERANCE[torch.bfloat16]
-    return wrong.float().mean().item()
 
 
 def _noting(name: str, note: Callable[[CoreCall], None]) -> Callable[..., None]:

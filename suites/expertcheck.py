@@ -25,7 +25,6 @@ from dynbench.harness.subject import Correctness
 from dynbench.suites.compare import (
     BASE_TOLERANCE,
     OUTPUT_FACTOR,
-    TIE_TOLERANCE,
     Comparison,
     compare_parts,
     first_unwritten,
@@ -36,6 +35,7 @@ from dynbench.suites.compare import (
 )
 from dynbench.suites.inputs import LayerInputs
 from dynbench.suites.plainblocks import PlainBlock, PlainBlocks
+from dynbench.suites.routecheck import routing_problem
 from dynbench.suites.rows import CHUNK_ELEMENTS, dense_rows
 from dynbench.suites.sampling import affordable_pairs
 from dynbench.suites.spec import Spec
@@ -46,21 +46,19 @@ from dynnsiha.forms.refine import RefiningForm
 Form = RefiningForm | PlainBlocks
 Gradients = Callable[[Tensor], tuple[Tensor, ...]]
 
-MISROUTED_SHARE = 1e-3
-"""Tokens that may take an expert clearly worse than one left out: rounding adds up over blocks."""
-
 
 class FormReference:
     """A form in another precision, on its first tokens.
 
-    ``indices`` are the experts taken, [B, T, k], of each router in the order of the computation.
+    ``indices`` are the experts taken, [B, T, k], of each router in the order of the computation;
+    ``logits``, [B, T, E], are what the latest computation gave for them.
     """
 
     def __init__(self, form: Form, x: Tensor, indices: list[Tensor], dtype: torch.dtype) -> None:
         self.form = copy.deepcopy(form).to(dtype)
         self.x = x.detach().to(dtype, copy=True)
         self.indices = [taken[:, : x.shape[1]] for taken in indices]
-        self.misrouted = [0.0]
+        self.logits: list[Tensor] = []
 
     def output(self) -> Tensor:
         """y [B, T, d]."""
@@ -85,6 +83,7 @@ class FormReference:
                 y = y + self._plain(block, self.x + y)
             return y
         chosen = iter(self.indices)
+        self.logits.clear()
         for block in self.form.sequence:
             update, resident = self._experts(block, self.x + y, resident, chosen)
             y = y + update
@@ -117,13 +116,10 @@ class FormReference:
         return attended + mapped, resident
 
     def _weights(self, router: ExpertRouter, x: Tensor, indices: Tensor) -> Tensor:
-        """Weights [B, T, E], 0 for experts not taken; notes how many tokens were misrouted."""
+        """Weights [B, T, E], 0 for experts not taken."""
         logits = router.prototypes.logits(x)
+        self.logits.append(logits.detach())
         taken = torch.zeros_like(logits).scatter(-1, indices, 1.0)
-        worst_taken = logits.masked_fill(taken == 0, torch.inf).amin(-1)
-        best_left = logits.masked_fill(taken == 1, -torch.inf).amax(-1)
-        wrong = worst_taken < best_left - TIE_TOLERANCE[torch.bfloat16]
-        self.misrouted.append(wrong.float().mean().item())
         return router.prototypes.weights(logits) * taken
 
     def _attend(self, layer: AttentionLayer, qkv: Tensor) -> Tensor:
@@ -228,15 +224,14 @@ class ExpertCheck:
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Results in float64, each with the same in the case's own precision if that is lower."""
         reference = self._reference(torch.float64)
-        wanted = compute(reference)
-        if max(reference.misrouted) > MISROUTED_SHARE:
-            self._problem = (
-                f"{max(reference.misrouted):.2%} of the tokens took an expert that was not among"
-                " the best"
-            )
-        if self.spec.dtype == torch.float32:
-            return [(one, None) for one in wanted]
-        plain = compute(self._reference(self.spec.dtype))
+        wanted: Sequence[Tensor] = compute(reference)
+        plain: Sequence[Tensor] | list[None] = [None] * len(wanted)
+        plain_logits = None
+        if self.spec.dtype != torch.float32:
+            low = self._reference(self.spec.dtype)
+            plain, plain_logits = compute(low), low.logits
+        problem = routing_problem(reference.logits, reference.indices, plain_logits)
+        self._problem = problem or self._problem
         return list(zip(wanted, plain, strict=True))
 
     def _references(self) -> list[tuple[Tensor, Tensor | None]]:

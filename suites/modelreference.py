@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dynbench.suites.blocklists import list_facts, list_problem
-from dynbench.suites.coretrace import (
-    CoreCall,
-    misrouted_share,
-    watched_cores,
-    watched_routers,
-    with_experts,
-)
+from dynbench.suites.coretrace import CoreCall, watched_cores, watched_routers, with_experts
 from dynbench.suites.modeltext import TextIds
 from dynbench.suites.rows import CHUNK_ELEMENTS, Lists, cut, dense_rows
 from dynbench.suites.sampling import sample
@@ -93,7 +87,10 @@ def _list_problem(spec: Spec, call: CoreCall, lists: Lists) -> str:
 
 
 class ModelReference:
-    """The model in ``dtype`` on the first ``tokens`` of its text, with decisions made before."""
+    """The model in ``dtype`` on the first ``tokens`` of its text, with decisions made before.
+
+    ``routed`` are logits [B, T, E] and the experts taken, int64 [B, T, k], of each router's calls.
+    """
 
     def __init__(
         self,
@@ -106,7 +103,7 @@ class ModelReference:
         self.model = copy.deepcopy(model).to(dtype)
         self.text, self.tokens = text, tokens
         self.experts = decisions.experts
-        self.misrouted = 0.0
+        self.routed: list[tuple[Tensor, Tensor]] = []
         for name, layer in list(self.model.named_modules()):
             if isinstance(layer, AttentionLayer):
                 layer.core = _ReferenceCore(layer.core, decisions.lists[f"{name}.core"], tokens)
@@ -121,7 +118,7 @@ class ModelReference:
 
         def choose(name: str, router: ExpertRouter, choice: Choice) -> Choice:
             indices = next(taken[name])[:, : self.tokens]
-            self.misrouted = max(self.misrouted, misrouted_share(choice.logits, indices))
+            self.routed.append((choice.logits.detach(), indices))
             return with_experts(router, choice.logits, indices)
 
         with watched_routers(self.model, choose):

@@ -26,14 +26,9 @@ from dynbench.suites.compare import (
     rms_ratio,
     worst,
 )
-from dynbench.suites.coretrace import (
-    CoreCall,
-    misrouted_share,
-    watched_cores,
-    watched_routers,
-    with_experts,
-)
+from dynbench.suites.coretrace import CoreCall, watched_cores, watched_routers, with_experts
 from dynbench.suites.modeltext import TextIds
+from dynbench.suites.routecheck import misrouted
 from dynbench.suites.spec import Spec
 from dynnsiha import DynNSIHALanguageModel
 from dynnsiha.forms.experts import Choice, ExpertRouter
@@ -122,8 +117,9 @@ class StepCheck:
             due = next(prescribed, None)
             if due is None:
                 return None
-            share = misrouted_share(choice.logits[:, -1:], due)
-            if share:
+            wrong = misrouted(choice.logits[:, -1:], due)
+            if wrong:
+                share = wrong / len(due)
                 self._problem = f"{share:.0%} of the sequences took an expert not among the best"
             return with_experts(
                 router, choice.logits, torch.cat((choice.indices[:, :-1], due), dim=1)

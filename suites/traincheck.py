@@ -28,10 +28,10 @@ from dynbench.suites.compare import (
     tolerance,
     worst,
 )
-from dynbench.suites.expertcheck import MISROUTED_SHARE
 from dynbench.suites.layercheck import KINK_TOLERANCE
 from dynbench.suites.modelreference import Decisions, ModelReference
 from dynbench.suites.modeltext import TextIds
+from dynbench.suites.routecheck import routing_problem
 from dynbench.suites.sampling import affordable_pairs
 from dynbench.suites.spec import Spec
 from dynnsiha import DynNSIHALanguageModel
@@ -108,19 +108,23 @@ class TrainingCheck:
 
     def _references(self) -> list[tuple[Tensor, Tensor | None]]:
         """Loss and gradients in float64, each with the same in the case's own lower precision."""
-        wanted = self._reference(torch.float64)
-        if self.spec.dtype == torch.float32:
-            return [(one, None) for one in wanted]
-        return list(zip(wanted, self._reference(self.spec.dtype), strict=True))
+        wanted, routed = self._reference(torch.float64)
+        plain: list[Tensor] | list[None] = [None] * len(wanted)
+        plain_logits = None
+        if self.spec.dtype != torch.float32:
+            plain, found = self._reference(self.spec.dtype)
+            plain_logits = [logits for logits, _ in found]
+        logits, taken = zip(*routed, strict=True) if routed else ((), ())
+        self._problem = self._problem or routing_problem(logits, taken, plain_logits)
+        return list(zip(wanted, plain, strict=True))
 
-    def _reference(self, dtype: torch.dtype) -> list[Tensor]:
+    def _reference(self, dtype: torch.dtype) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Loss and gradients in ``dtype``, and what each router's call gave and took."""
         reference = ModelReference(self.model, self.decisions, self.text, self.tokens, dtype)
         loss, gradients = reference.gradients()
-        share = reference.misrouted
-        if dtype == torch.float64 and share > MISROUTED_SHARE:
-            self._problem = f"{share:.2%} of the tokens took an expert that was not among the best"
         pairs = zip(gradients, self.model.parameters(), strict=True)
-        return [loss, *(torch.zeros_like(p) if g is None else g for g, p in pairs)]
+        found = [loss, *(torch.zeros_like(p) if g is None else g for g, p in pairs)]
+        return found, reference.routed
 
     def _further_calls(self) -> None:
         """Gradients of the first tokens' predictions, compared; and their sum with all others'."""
