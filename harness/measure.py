@@ -65,22 +65,28 @@ class Limits:
 
     ``warmup_s`` is spent in calls before the first sample (the checked and the measured call are
     not enough to settle clocks), ``max_warmup_calls`` ends that early for tiny kernels.
-    ``stage_calls`` are those in which the stages are recorded, where they are wanted.
+    ``stage_calls`` are those in which the stages are recorded, where they are wanted. A GPU rests
+    after each call, for ``rest`` times its duration (see RestingTimer).
     """
 
     slow_call_s: float = 5.0
     warmup_s: float = 0.5
     max_warmup_calls: int = 200
     stage_calls: int = 7
+    rest: float = 0.0
     criterion: StoppingCriterion = field(default_factory=StoppingCriterion)
 
     @classmethod
     def quick(cls) -> Limits:
-        """For a first answer: the same steps with fewer samples."""
+        """For a first answer, and for gates: the same steps with fewer samples.
+
+        They take a moment, so a GPU's clock is kept from swinging. Rows with many samples show
+        what a card does under load instead.
+        """
         criterion = StoppingCriterion(
             precision=0.03, min_samples=3, max_samples=25, min_seconds=0.0, max_seconds=1
         )
-        return cls(slow_call_s=2.0, warmup_s=0.1, stage_calls=3, criterion=criterion)
+        return cls(slow_call_s=2.0, warmup_s=0.1, stage_calls=3, rest=2.0, criterion=criterion)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def _measure(
     stages: bool,
 ) -> dict[str, Any]:
     returned = Returned(subject.inputs)
-    timer = _RememberingTimer(make_timer(case.timer, case.device), returned)
+    timer = _RememberingTimer(make_timer(case.timer, case.device, limits.rest), returned)
     eager = timer
     if case.timer == "proton":
         eager = _RememberingTimer(WallTimer(case.device), returned)

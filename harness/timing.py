@@ -143,6 +143,27 @@ class EventTimer:
         return Timed(begin.elapsed_time(end), start_s, outputs)
 
 
+class RestingTimer:
+    """Lets the device rest before a call: ``rest`` times what the last one took.
+
+    A card that meets its power cap lowers and raises its clock several times a second, by a tenth,
+    so a few samples in a row show a moment of that. With rests its average power stays below the
+    cap, and every call runs at the full clock. A long call meets the cap by itself: no rest is
+    longer than ``longest_s``.
+    """
+
+    def __init__(self, timer: Timer, rest: float, longest_s: float = 0.04) -> None:
+        self._timer, self._rest, self._longest_s = timer, rest, longest_s
+        self._due_s = 0.0
+
+    def time(self, run: Callable[[], Any]) -> Timed:
+        """Rest as long as is due, then call ``run`` once and time it."""
+        time.sleep(self._due_s)
+        timed = self._timer.time(run)
+        self._due_s = min(self._rest * timed.ms / 1e3, self._longest_s)
+        return timed
+
+
 def flush_buffer() -> torch.Tensor:
     """Memory of the GPU that leaves nothing else in its cache when it is written."""
     import torch
@@ -153,20 +174,24 @@ def flush_buffer() -> torch.Tensor:
     return torch.empty(size // 4, dtype=torch.int32, device="cuda")
 
 
-def make_timer(kind: str, device: str) -> Timer:
+def make_timer(kind: str, device: str, rest: float = 0.0) -> Timer:
     """The timer a case names, one of TIMERS; for ``graph`` it is the one that times the replays.
 
-    Raises ValueError for another, and Unavailable where the timer's library is not here.
+    A GPU rests between its calls for ``rest`` times their duration. Raises ValueError for another
+    kind, and Unavailable where the timer's library is not here.
     """
     if kind not in TIMERS[device]:
         raise ValueError(f"timer {kind!r} does not exist on {device}: {', '.join(TIMERS[device])}")
+    timer: Timer
     if kind == "wall":
-        return WallTimer(device)
-    if kind == "proton":
+        timer = WallTimer(device)
+    elif kind == "proton":
         from dynbench.harness.kerneltime import KernelTimer
 
-        return KernelTimer()
-    return EventTimer()
+        timer = KernelTimer()
+    else:
+        timer = EventTimer()
+    return RestingTimer(timer, rest) if rest and device == "cuda" else timer
 
 
 def take_samples(timer: Timer, run: Callable[[], Any], criterion: StoppingCriterion) -> Samples:

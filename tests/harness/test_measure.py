@@ -258,6 +258,7 @@ def test_quick_limits_take_fewer_samples():
     assert quick.criterion.max_seconds < usual.criterion.max_seconds
     assert quick.criterion.min_samples < usual.criterion.min_samples
     assert usual.slow_call_s == 5.0
+    assert (quick.rest, usual.rest) == (2.0, 0.0)
 
 
 @pytest.mark.parametrize("timer", ["wall", "event"])

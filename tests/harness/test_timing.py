@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynbench.harness.timing import (
+    RestingTimer,
     Samples,
     StoppingCriterion,
     Timed,
@@ -124,6 +125,22 @@ def test_wall_timer_times_the_call():
     assert before <= timed.start_s <= before + 0.01
     assert timed.outputs == "output"
     assert timed.without_outputs().outputs is None
+
+
+def test_a_device_rests_before_a_call_for_a_multiple_of_the_last_one(monkeypatch):
+    rests: list[float] = []
+    monkeypatch.setattr(time, "sleep", rests.append)
+    timer = RestingTimer(ScriptedTimer(3.0, 1.0, 400.0), 2.0, longest_s=0.05)
+    timed = [timer.time(lambda: "outputs") for _ in range(4)]
+    assert [one.ms for one in timed] == [3.0, 1.0, 400.0, 400.0]
+    assert timed[0].outputs == "outputs"
+    assert rests == [0.0, 0.006, 0.002, 0.05]  # the first call rests not at all
+
+
+def test_gpus_alone_rest():
+    assert isinstance(make_timer("wall", "cuda", 2.0), RestingTimer)
+    assert isinstance(make_timer("wall", "cuda"), WallTimer)
+    assert isinstance(make_timer("wall", "cpu", 2.0), WallTimer)
 
 
 def test_samples_know_when_they_began():
