@@ -76,7 +76,7 @@ BOUNDS = {  # of the numbers that have an interval over seeds
 
 @dataclass(frozen=True)
 class Gap:
-    """How much worse than a reference (below 0: better), with Welch's 95 % interval.
+    """How much worse than a reference (below 0: better), with the 95 % interval of the difference.
 
     Of a relative measure a share of the reference's mean, else in the unit of the column.
     """

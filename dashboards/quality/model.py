@@ -369,7 +369,7 @@ def _config(line: Line, rows: pd.DataFrame) -> Config:
         values = rows[column]
         if line.lists == "dense" and column in ("attended_share", "sparsity"):
             values = values.fillna(1.0 if column == "attended_share" else 0.0)
-        held = estimate(values.tolist(), bounds)
+        held = estimate(values.tolist(), bounds, rows["seed"].tolist())
         if held is not None:
             estimates[column] = held
     return Config(

@@ -1,6 +1,7 @@
 """Intervals over seeds, against numbers from tables of the t distribution."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,29 @@ def test_a_difference_has_welchs_interval() -> None:
     half = 4.229 * math.sqrt(own_error + other_error)
     assert held.low == pytest.approx(1.9 - half, abs=5e-3)
     assert held.high == pytest.approx(1.9 + half, abs=5e-3)
+
+
+def test_a_difference_of_the_same_seeds_is_taken_seed_by_seed() -> None:
+    """Seeds differ by 1, the two sides by 0.1 to 0.3: in whatever order they come."""
+    own = estimate([3.2, 1.1, 2.3], seeds=[2, 0, 1])
+    other = estimate([1.0, 2.0, 3.0], seeds=[0, 1, 2])
+    apart = estimate([1.0, 2.0, 3.0], seeds=[0, 1, 3])
+    assert own is not None
+    assert other is not None
+    assert apart is not None
+    held = difference(own, other)
+    half = 4.30265 * 0.1 / math.sqrt(3)  # differences 0.1, 0.2, 0.3
+    assert held.value == pytest.approx(0.2)
+    assert (held.low, held.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-4)
+    for unpaired in (difference(own, apart), difference(replace(own, names=()), other)):
+        assert unpaired.low is not None
+        assert unpaired.low < -1.5
+
+
+def test_a_seed_without_a_number_is_not_paired() -> None:
+    own = estimate([1.0, math.nan, 2.0], seeds=[0, 1, 2])
+    assert own is not None
+    assert (own.values, own.names) == ((1.0, 2.0), (0, 2))
 
 
 def test_a_difference_from_a_single_seed_has_none() -> None:
