@@ -60,7 +60,10 @@ SWAPS = {
 """Palette colours that the page replaces in one theme, where they could not be seen."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hourglass")
+SYMBOLS = (
+    *("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hourglass"),
+    *("triangle-left", "bowtie", "triangle-down", "triangle-right"),
+)
 
 PAGE_COLOURS = {
     "light": {"ink": "#17202B", "muted": "#5B6776", "grid": "#E3E7EC", "axis": "#B9C1CB"},
@@ -101,7 +104,7 @@ def style_of(provider: str, variant: int) -> Style:
     """The style of the ``variant``-th variant (from 0) of a provider's base name.
 
     The marker starts at another place for each base name; dash and marker advance together, and
-    since their counts share no factor all 42 pairs pass before one comes again.
+    since their counts share no factor all 66 pairs pass before one comes again.
     """
     base = base_name(provider)
     first = list(_KNOWN).index(base) if base in _KNOWN else _digest(base)
