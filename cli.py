@@ -6,10 +6,12 @@ neither torch nor pandas.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -79,6 +81,9 @@ def main() -> None:
     """Entry point: run the app, and turn every exception into one line and an exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("DYNBENCH_DEBUG"))
+    # a cancelled job (or `timeout`) asks by SIGTERM: as orderly an end as Ctrl-C
+    with contextlib.suppress(ValueError):  # not in the main thread, where signals go
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding without "×" must not end a run
             stream.reconfigure(errors="replace")

@@ -324,7 +324,7 @@ def attention(q, k, v):
 """
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_is_resumed(stop, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slow.py").write_text(SLOW)
@@ -339,8 +339,9 @@ def test_an_interrupted_run_is_resumed(stop, tmp_path, monkeypatch, capsys):
         time.sleep(0.05)
     process.send_signal(stop)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
-    if stop == signal.SIGINT:
+    assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130)
+    if stop != signal.SIGKILL:
+        assert not list(tmp_path.glob("runs/*/rows.jsonl")), "what is finished is compacted"
         assert len(err.splitlines()) == 1
     before = json.loads(invoke(monkeypatch, capsys, "show", "runs", "--json")[1])
     assert [(row["seq_len"], row["status"]) for row in before] == [(128, "ok")]

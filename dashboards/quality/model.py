@@ -10,7 +10,7 @@ an *ablation*. What is compared has one recipe, but that dense attention has eve
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,11 +185,15 @@ def best_by_lists(group: QualityGroup) -> list[Config]:
     """For each kind of block lists, the configuration of the focus provider to speak of.
 
     That is the one that attends to least among those within reach of dense attention, else the one
-    that is nearest to it. Ablations do not count, and kinds are never mixed.
+    that is nearest to it. Kinds are never mixed. Ablations count only where nothing else was
+    trained: then those of the change that most configurations have.
     """
-    own = [c for c in group.configs if c.line.base == FOCUS and not c.ablation]
+    sparse = [c for c in group.configs if c.line.base == FOCUS and c.line.is_sparse]
+    changes = Counter(config.ablation for config in sparse)
+    told_of = "" if "" in changes else next((name for name, _ in changes.most_common(1)), "")
+    own = [config for config in sparse if config.ablation == told_of]
     found = []
-    for lists in sorted({config.line.lists for config in own if config.line.is_sparse}):
+    for lists in sorted({config.line.lists for config in own}):
         ranked = []
         for config in (c for c in own if c.line.lists == lists):
             told = reference_gap(group, config)

@@ -104,7 +104,8 @@ def _note(group: QualityGroup, config: Config, held: Gap) -> str:
 
 
 def _headline(group: QualityGroup, config: Config, held: Gap) -> str:
-    name = f"{label_text(config.line.provider)} ({lists_text(config.line.settings)})"
+    lists = ", ".join(part for part in (lists_text(config.line.settings), _changed(config)) if part)
+    name = f"{label_text(config.line.provider)} ({lists})"
     reference, noun = _name(reference_of(group, config)), held.measure.noun
     goal = f"{held.measure.close_text} of {reference}'s {noun}"
     words = {
@@ -138,7 +139,13 @@ def _setting_sentence(config: Config) -> str:
     words = ", ".join(part for part in (lists, setting) if part)
     told = "" if left_out is None else f"; it leaves out {percent_text(left_out)} of the pairs"
     recipe = label_text(config.recipe.replace(",", ", "))
-    return f"Setting: {words}{told}{f'; trained with {recipe}' if recipe else ''}."
+    changed = _changed(config)
+    more = f"; changed: {changed}" if changed else ""
+    return f"Setting: {words}{told}{more}{f'; trained with {recipe}' if recipe else ''}."
+
+
+def _changed(config: Config) -> str:
+    return label_text(config.ablation.replace(",", ", "))
 
 
 def _gap_sentence(group: QualityGroup, config: Config, held: Gap) -> str:
@@ -237,12 +244,8 @@ def _headline_without(group: QualityGroup) -> str:
 def _why_nothing(group: QualityGroup) -> list[str]:
     if not group.configs:
         return []
-    own = [c for c in group.configs if c.line.base == FOCUS and not c.ablation]
-    if not any(config.line.is_sparse for config in own):
-        return [
-            f"None of them is {FOCUS} with block lists and nothing else changed, so nothing is"
-            " compared in words."
-        ]
+    if not any(c.line.base == FOCUS and c.line.is_sparse for c in group.configs):
+        return [f"None of them is {FOCUS} with block lists, so nothing is compared in words."]
     return ["No dense attention and no exact lists were trained the same way to compare with."]
 
 

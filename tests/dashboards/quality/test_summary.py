@@ -99,3 +99,22 @@ def test_a_recipe_is_named(training: Build) -> None:
     (answer,) = first.answers
     assert answer.outcome == "pays"
     assert "trained with lr=0.003, optimizer=rmsuon." in " ".join(answer.sentences)
+
+
+def test_where_every_model_was_changed_the_commonest_change_is_spoken_of(training: Build) -> None:
+    recipe, few = "lr=0.003,optimizer=rmsuon", "router=capr"
+    dense = seeds(training, "sdpa", [2.0, 2.001, 1.999], variant=recipe)
+    linear = {"variant": f"{recipe},synthesis=linear", "query_tile": 16}
+    first = screen(
+        *dense,
+        *seeds(training, "dynnsiha", [2.3, 2.31, 2.29], **linear, private_blocks=0),
+        *seeds(training, "dynnsiha", [2.01, 2.011, 2.009], **linear, private_blocks=2),
+        *seeds(training, "dynnsiha", [1.5, 1.5, 1.5], variant=f"{recipe},{few}", **HYBRID),
+    )
+    assert [answer.figure for answer in first.answers] == ["+0.50 %", "+15.0 %"]
+    assert "dynnsiha (R=16 m=2, synthesis=linear) is within 2 %" in first.headline
+    assert "; changed: synthesis=linear; trained with lr=0.003" in " ".join(first.lead)
+    plain = seeds(training, "dynnsiha", [2.4, 2.4, 2.4], variant=recipe, **HYBRID)
+    both = screen(*dense, *plain, *seeds(training, "dynnsiha", [2.0, 2.0], **linear))
+    assert [answer.figure for answer in both.answers] == ["+20.0 %"]
+    assert "changed" not in " ".join(both.lead)
