@@ -37,10 +37,11 @@ FACET_COLUMNS = (
     "layers",
     "inputs",
     "timer",
+    "rest",
 )
 """Rows that differ in one of these never share a figure, nor a speed-up."""
 
-_OF_SPEED = ("machine_id", "cpu_threads", "gpu_power_limit_w", "driver_version")
+_OF_SPEED = ("machine_id", "cpu_threads", "gpu_power_limit_w", "driver_version", "rest")
 QUALITY_FACET_COLUMNS = tuple(name for name in FACET_COLUMNS if name not in _OF_SPEED)
 """The same for trainings: what is learned does not depend on what makes one card fast alone."""
 
@@ -118,6 +119,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     )
     plain["key_top_n"] = plain["top_n"].where(plain["target_sparsity"].isna())
     plain["length"] = plain["seq_len"].fillna(-1.0)
+    plain["rest"] = _known_rest(plain)
     quality = plain["suite"] == QUALITY_SUITE
     plain["facet"] = _group_numbers(plain[~quality], FACET_COLUMNS).reindex(plain.index)
     plain["facet"] = plain["facet"].fillna(-1).astype("int64")
@@ -258,6 +260,16 @@ def _text(value: Any) -> str:
         return ""
     text = str(value)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _known_rest(plain: pd.DataFrame) -> pd.Series:
+    """Rests as measured; older rows had none, and rows that failed early take what all others have.
+
+    A card that rests between calls runs at another clock than one under load.
+    """
+    rest = plain["rest"].where(plain["rest"].notna() | (plain["status"] != "ok"), 0.0)
+    known = rest.dropna().unique()
+    return rest.fillna(known[0] if len(known) == 1 else 0.0)
 
 
 def _group_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.Series:

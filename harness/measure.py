@@ -187,6 +187,7 @@ def _measure(
         eager = _RememberingTimer(WallTimer(case.device), returned)
     meter = MemoryMeter(case.device)
     columns: dict[str, Any] = {**machine, **work_columns(subject)}
+    columns["rest"] = limits.rest if case.device == "cuda" else 0.0
     if subject.setup is not None:
         on_stage("setup")
         subject.setup()

@@ -178,6 +178,11 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         ),
         Column("warmup_count", "int", "Calls before the first sample, the first call not counted."),
         Column(
+            "rest",
+            "float",
+            "Idle time of a GPU before a call, over the last call's duration; 0 is none.",
+        ),
+        Column(
             "compile_ms",
             "float",
             "Duration of the very first call: compilation and tuning included.",

@@ -98,6 +98,8 @@ def conditions(row: Row) -> dict[str, Any]:
         found["gpu_power_limit_w"] = round(found["gpu_power_limit_w"])
     if found.get("driver_version") is not None:
         found["driver_version"] = str(found["driver_version"]).partition(".")[0]
+    if row["device"] == "cuda":  # a card that rests runs at another clock than one under load
+        found["rest"] = row["rest"] or 0.0
     return found
 
 

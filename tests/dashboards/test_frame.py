@@ -71,6 +71,17 @@ def test_what_must_not_be_compared_is_apart(row: Build, other: dict) -> None:
     assert facet_count(row("gpu", "sdpa", 8192), row("gpu", "sdpa", 16384, **other)) == 2
 
 
+def test_rows_of_a_resting_card_are_apart_from_others_and_older_ones_had_no_rest(
+    row: Build,
+) -> None:
+    resting, busy = row("gpu", "nsa", 8192, rest=2.0), row("gpu", "nsa", 8192, rest=0.0)
+    older, early = row("gpu", "nsa", 8192), row("gpu", "nsa", 16384, status="timeout")
+    assert facet_count(resting, busy) == 2
+    assert facet_count(busy, older) == 1
+    assert facet_count(resting, early) == facet_count(older, early) == 1
+    assert facet_count(resting, busy, early) == 2
+
+
 def test_a_solved_top_n_does_not_split_the_line(row: Build) -> None:
     rows = [
         row("gpu", "dynnsiha", length, target_sparsity=0.9, top_n=top_n)

@@ -78,7 +78,7 @@ def test_the_usual_order():
     assert stages == [*head, "memory", "warm-up", *tail]
     assert row["status"] == "ok"
     assert row["reason"] is None
-    assert (row["sample_count"], row["warmup_count"]) == (3, 2)
+    assert (row["sample_count"], row["warmup_count"], row["rest"]) == (3, 2, 0.0)
     assert row["samples_at_s"][0] == 0
     assert row["samples_at_s"] == sorted(row["samples_at_s"])
     assert (row["backend"], row["sparsity"], row["dense_error"]) == ("none", 0.5, 0.25)

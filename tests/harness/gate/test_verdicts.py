@@ -179,6 +179,7 @@ def test_one_failure_among_many_processes_blocks(make_row):
         ({"driver_version": "575.1"}, "driver_version is '575'"),
         ({"torch_version": "2.11.0"}, "torch_version"),
         ({"triton_version": "3.6.0"}, "triton_version"),
+        ({"rest": 2.0}, "rest is 2.0, the baseline has 0.0"),
     ],
 )
 def test_other_conditions_are_incomparable(make_gpu_row, columns, part):
@@ -195,7 +196,7 @@ def test_other_conditions_of_a_cpu(make_row, columns):
 
 
 def test_a_minor_driver_and_a_watt_do_not_matter(make_gpu_row):
-    changed = steady(make_gpu_row, driver_version="580.1", gpu_power_limit_w=700.2)
+    changed = steady(make_gpu_row, driver_version="580.1", gpu_power_limit_w=700.2, rest=0.0)
     assert single(steady(make_gpu_row), changed).verdict == Verdict.UNCHANGED
 
 
