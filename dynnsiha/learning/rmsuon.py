@@ -118,8 +118,7 @@ class RMSuon(Optimizer):
         updated = value.to(precision) * (1 - lr * group["weight_decay"]) - lr * move
         value = torch.where(active, updated.to(value.dtype), value)
         for tensors, new in zip(changed, (mean, square, count, value), strict=True):
-            for tensor, part in zip(tensors, new, strict=True):
-                tensor.copy_(part)
+            torch._foreach_copy_(tensors, list(new))  # one launch for all of them
 
     def _state(self, p: Tensor, shape: torch.Size) -> dict[str, Tensor]:
         """The parameter's state, made where it has none yet; ``shape`` is that of its counts."""
