@@ -37,11 +37,11 @@ FACET_COLUMNS = (
     "layers",
     "inputs",
     "timer",
-    "rest",
+    "key_rest",
 )
 """Rows that differ in one of these never share a figure, nor a speed-up."""
 
-_OF_SPEED = ("machine_id", "cpu_threads", "gpu_power_limit_w", "driver_version", "rest")
+_OF_SPEED = ("machine_id", "cpu_threads", "gpu_power_limit_w", "driver_version", "key_rest")
 QUALITY_FACET_COLUMNS = tuple(name for name in FACET_COLUMNS if name not in _OF_SPEED)
 """The same for trainings: what is learned does not depend on what makes one card fast alone."""
 
@@ -106,12 +106,13 @@ _BASELINE_AGGREGATES = {  # how rows of the baseline become what other rows are 
 
 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every column of the schema in a plain type, and four more.
+    """The frame with every column of the schema in a plain type, and five more.
 
     Numbers become float64 (missing: NaN), truth values and text become text (missing: ""), lists
     of numbers stay as they are. The columns ``facet`` and ``line`` number the groups from 0 in the
     order of their first row (-1 in rows of suite ``quality``); ``length`` is ``seq_len`` with -1
-    for none, and ``key_top_n`` is ``top_n`` except where ``--sparsity`` solved it.
+    for none, ``key_top_n`` is ``top_n`` except where ``--sparsity`` solved it, and ``key_rest`` is
+    ``rest``, known in every row.
     """
     plain = pd.DataFrame(
         {name: _plain_column(frame, name, column.kind) for name, column in COLUMNS.items()},
@@ -119,7 +120,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     )
     plain["key_top_n"] = plain["top_n"].where(plain["target_sparsity"].isna())
     plain["length"] = plain["seq_len"].fillna(-1.0)
-    plain["rest"] = _known_rest(plain)
+    plain["key_rest"] = _known_rest(plain)
     quality = plain["suite"] == QUALITY_SUITE
     plain["facet"] = _group_numbers(plain[~quality], FACET_COLUMNS).reindex(plain.index)
     plain["facet"] = plain["facet"].fillna(-1).astype("int64")

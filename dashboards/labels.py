@@ -39,7 +39,7 @@ _TITLE_COLUMNS = {  # facet columns that a title names only where they differ
     "model_dim": "width {}",
     "layers": "{} layers",
     "timer": "{} timer",
-    "rest": "rest {} between calls",
+    "key_rest": "rest {} between calls",
     "cpu_threads": "{} threads",
     "gpu_power_limit_w": "{} W",
     "driver_version": "driver {}",
