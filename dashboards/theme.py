@@ -60,10 +60,8 @@ SWAPS = {
 """Palette colours that the page replaces in one theme, where they could not be seen."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = (
-    *("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hourglass"),
-    *("triangle-left", "bowtie", "triangle-down", "triangle-right"),
-)
+_FIRST_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hourglass")
+SYMBOLS = (*_FIRST_SYMBOLS, "triangle-down", "bowtie", "triangle-left", "triangle-right")
 
 PAGE_COLOURS = {
     "light": {"ink": "#17202B", "muted": "#5B6776", "grid": "#E3E7EC", "axis": "#B9C1CB"},
@@ -103,15 +101,16 @@ def colour_of(provider: str) -> str:
 def style_of(provider: str, variant: int) -> Style:
     """The style of the ``variant``-th variant (from 0) of a provider's base name.
 
-    The marker starts at another place for each base name; dash and marker advance together, and
-    since their counts share no factor all 66 pairs pass before one comes again.
+    The marker starts at one of the first ones, another for each base name (arrows on a line look
+    like a direction); dash and marker advance together, and since their counts share no factor all
+    66 pairs pass before one comes again.
     """
     base = base_name(provider)
     first = list(_KNOWN).index(base) if base in _KNOWN else _digest(base)
     return Style(
         colour=colour_of(provider),
         dash=DASHES[variant % len(DASHES)],
-        symbol=SYMBOLS[(first + variant) % len(SYMBOLS)],
+        symbol=SYMBOLS[(first % len(_FIRST_SYMBOLS) + variant) % len(SYMBOLS)],
     )
 
 
