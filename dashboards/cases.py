@@ -79,7 +79,9 @@ def cases_json(facet: Facet, whole: Collection[int] | None = None) -> dict[str, 
         if column.kind in ("int", "float"):
             listed = _numbers(values, column.kind == "int")
         else:
-            listed = [_text(name, text) or None for text in values.tolist()]
+            texts = values.tolist()  # most come again and again
+            shown = {text: _text(name, text) or None for text in set(texts)}
+            listed = [shown[text] for text in texts]
         distinct = set(listed)
         if len(distinct) == 1:
             (value,) = distinct

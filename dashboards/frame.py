@@ -246,7 +246,21 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         return pd.Series(column.to_numpy(dtype=object), index=index, dtype=object)
     if kind == "strings":
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
-    return pd.Series([_text(value) for value in column], index=index, dtype=object)
+    return pd.Series(_texts(column.to_numpy(dtype=object)), index=index, dtype=object)
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """`_text` of each; of a text that comes again only once."""
+    known: dict[str, str] = {}
+    found = []
+    for value in values:
+        if type(value) is str:
+            if value not in known:
+                known[value] = _text(value)
+            found.append(known[value])
+        else:
+            found.append(_text(value))
+    return found
 
 
 def _list_text(values: Any) -> str:
