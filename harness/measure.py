@@ -88,6 +88,10 @@ class Limits:
         )
         return cls(slow_call_s=2.0, warmup_s=0.1, stage_calls=3, rest=2.0, criterion=criterion)
 
+    def rest_on(self, device: str) -> float:
+        """The column ``rest`` of a case on this device: only GPUs rest."""
+        return self.rest if device == "cuda" else 0.0
+
 
 @dataclass(frozen=True)
 class _Spoiler:
@@ -187,7 +191,7 @@ def _measure(
         eager = _RememberingTimer(WallTimer(case.device), returned)
     meter = MemoryMeter(case.device)
     columns: dict[str, Any] = {**machine, **work_columns(subject)}
-    columns["rest"] = limits.rest if case.device == "cuda" else 0.0
+    columns["rest"] = limits.rest_on(case.device)
     if subject.setup is not None:
         on_stage("setup")
         subject.setup()

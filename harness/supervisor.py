@@ -24,6 +24,7 @@ from typing import Any
 from dynbench.harness.case import Case
 from dynbench.harness.failure import death_columns, timeout_columns
 from dynbench.harness.machine import host_facts
+from dynbench.harness.measure import Limits
 from dynbench.harness.schema import Status
 
 _START_LIMIT_S = 180.0  # importing torch from a cold disk, starting CUDA
@@ -302,11 +303,15 @@ class Supervisor:
         for _ in range(2):  # a worker that died between two cases is no fault of the second
             worker = self._ready_worker(case.device)
             if worker is None:
-                return {**self.machine(case.device), **self._start_failures[case.device]}
+                columns = self._start_failures[case.device]
+                break
             columns, accepted = self._measure_in(worker, case, limit_s)
             if accepted:
                 break
-        return {**self.machine(case.device), **columns}
+        # Facts that a case which failed early has too, else nobody could compare it.
+        limits = Limits.quick() if self._request["quick"] else Limits()
+        rest = limits.rest_on(case.device)
+        return {**self.machine(case.device), "rest": rest, **columns}
 
     def _measure_in(
         self, worker: WorkerProcess, case: Case, limit_s: float

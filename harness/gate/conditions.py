@@ -22,6 +22,7 @@ _GPU_CONDITIONS = (
     "torch_version",
     "triton_version",
     "timer",
+    "rest",  # a card that rests runs at another clock than one under load
 )
 _CPU_CONDITIONS = ("cpu_name", "cpu_threads", "torch_version", "timer")
 
@@ -98,8 +99,8 @@ def conditions(row: Row) -> dict[str, Any]:
         found["gpu_power_limit_w"] = round(found["gpu_power_limit_w"])
     if found.get("driver_version") is not None:
         found["driver_version"] = str(found["driver_version"]).partition(".")[0]
-    if row["device"] == "cuda":  # a card that rests runs at another clock than one under load
-        found["rest"] = row["rest"] or 0.0
+    if "rest" in found and row["status"] == Status.OK:
+        found["rest"] = found["rest"] or 0.0  # older rows do not say that there was none
     return found
 
 

@@ -218,6 +218,14 @@ def test_a_launched_worker_is_the_one_that_measures(planted, monkeypatch):
         assert len(started) == 1
 
 
+@pytest.mark.parametrize(("quick", "rest"), [(False, 0.0), (True, 2.0)])
+def test_a_failed_case_says_whether_its_gpu_would_have_rested(planted, quick, rest):
+    """A gate compares rows of equal conditions: what is broken must not look incomparable."""
+    with Supervisor(PREPARE, quick=quick) as supervisor:
+        assert supervisor.measure(planted("error", device="cuda"), LIMIT_S)["rest"] == rest
+        assert supervisor.measure(planted("error"), LIMIT_S)["rest"] == 0.0
+
+
 def test_cuda_without_a_gpu_is_unavailable(planted):
     import torch
 

@@ -200,6 +200,13 @@ def test_a_minor_driver_and_a_watt_do_not_matter(make_gpu_row):
     assert single(steady(make_gpu_row), changed).verdict == Verdict.UNCHANGED
 
 
+@pytest.mark.parametrize("rest", [2.0, None])
+def test_a_failure_of_a_resting_gpu_blocks(make_gpu_row, rest):
+    failed = steady(make_gpu_row, status="error", reason="x", rest=rest)
+    verdict = single(steady(make_gpu_row, rest=2.0), failed)
+    assert (verdict.verdict, verdict.blocks) == (Verdict.INVALID, True)
+
+
 def test_of_a_baseline_of_two_machines_the_right_one_counts(make_gpu_row):
     baseline = [
         *steady(make_gpu_row, latency_ms=2.0, gpu_name="NVIDIA H100"),
