@@ -246,21 +246,10 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         return pd.Series(column.to_numpy(dtype=object), index=index, dtype=object)
     if kind == "strings":
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
-    return pd.Series(_texts(column.to_numpy(dtype=object)), index=index, dtype=object)
-
-
-def _texts(values: Iterable[Any]) -> list[str]:
-    """`_text` of each; of a text that comes again only once."""
-    known: dict[str, str] = {}
-    found = []
-    for value in values:
-        if type(value) is str:
-            if value not in known:
-                known[value] = _text(value)
-            found.append(known[value])
-        else:
-            found.append(_text(value))
-    return found
+    texts = column.to_numpy(dtype=object)  # most come again and again
+    shown = {text: _text(text) for text in {v for v in texts if type(v) is str}}
+    listed = [shown[v] if type(v) is str else _text(v) for v in texts]
+    return pd.Series(listed, index=index, dtype=object)
 
 
 def _list_text(values: Any) -> str:

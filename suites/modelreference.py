@@ -89,7 +89,7 @@ def _list_problem(spec: Spec, call: CoreCall, lists: Lists) -> str:
 class ModelReference:
     """The model in ``dtype`` on the first ``tokens`` of its text, with decisions made before.
 
-    ``routed`` are logits [B, T, E] and the experts taken, int64 [B, T, k], of each router's calls.
+    ``logits`` [B, T, E] are those of each router's calls, ``taken`` the experts, int64 [B, T, k].
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class ModelReference:
         self.model = copy.deepcopy(model).to(dtype)
         self.text, self.tokens = text, tokens
         self.experts = decisions.experts
-        self.routed: list[tuple[Tensor, Tensor]] = []
+        self.logits: list[Tensor] = []
+        self.taken: list[Tensor] = []
         for name, layer in list(self.model.named_modules()):
             if isinstance(layer, AttentionLayer):
                 layer.core = _ReferenceCore(layer.core, decisions.lists[f"{name}.core"], tokens)
@@ -118,7 +119,8 @@ class ModelReference:
 
         def choose(name: str, router: ExpertRouter, choice: Choice) -> Choice:
             indices = next(taken[name])[:, : self.tokens]
-            self.routed.append((choice.logits.detach(), indices))
+            self.logits.append(choice.logits.detach())
+            self.taken.append(indices)
             return with_experts(router, choice.logits, indices)
 
         with watched_routers(self.model, choose):

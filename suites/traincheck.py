@@ -108,23 +108,21 @@ class TrainingCheck:
 
     def _references(self) -> list[tuple[Tensor, Tensor | None]]:
         """Loss and gradients in float64, each with the same in the case's own lower precision."""
-        wanted, routed = self._reference(torch.float64)
+        wanted, logits, taken = self._reference(torch.float64)
         plain: list[Tensor] | list[None] = [None] * len(wanted)
         plain_logits = None
         if self.spec.dtype != torch.float32:
-            plain, found = self._reference(self.spec.dtype)
-            plain_logits = [logits for logits, _ in found]
-        logits, taken = zip(*routed, strict=True) if routed else ((), ())
+            plain, plain_logits, _ = self._reference(self.spec.dtype)
         self._problem = self._problem or routing_problem(logits, taken, plain_logits)
         return list(zip(wanted, plain, strict=True))
 
-    def _reference(self, dtype: torch.dtype) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Loss and gradients in ``dtype``, and what each router's call gave and took."""
+    def _reference(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Loss and gradients in ``dtype``; logits of the routers' calls, and experts taken."""
         reference = ModelReference(self.model, self.decisions, self.text, self.tokens, dtype)
         loss, gradients = reference.gradients()
         pairs = zip(gradients, self.model.parameters(), strict=True)
         found = [loss, *(torch.zeros_like(p) if g is None else g for g, p in pairs)]
-        return found, reference.routed
+        return found, reference.logits, reference.taken
 
     def _further_calls(self) -> None:
         """Gradients of the first tokens' predictions, compared; and their sum with all others'."""

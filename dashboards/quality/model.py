@@ -190,7 +190,7 @@ def best_by_lists(group: QualityGroup) -> list[Config]:
     """
     sparse = [c for c in group.configs if c.line.base == FOCUS and c.line.is_sparse]
     changes = Counter(config.ablation for config in sparse)
-    told_of = "" if "" in changes else next((name for name, _ in changes.most_common(1)), "")
+    told_of = max(changes, key=lambda change: (not change, changes[change]), default="")
     own = [config for config in sparse if config.ablation == told_of]
     found = []
     for lists in sorted({config.line.lists for config in own}):
