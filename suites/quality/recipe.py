@@ -35,13 +35,15 @@ class Recipe:
     Attributes:
         warmup_steps: at most; a tenth of the steps if that is less.
         evaluations, logged_steps: over the whole training.
-        evaluated_sequences: held-out sequences, at least.
+        evaluated_sequences, evaluated_characters: held-out sequences are drawn until there are so
+            many of them, or so many characters that count.
     """
 
     warmup_steps: int = 100
     evaluations: int = 10
     logged_steps: int = 100
     evaluated_sequences: int = 256
+    evaluated_characters: int = 1 << 18
 
 
 def config_changes(spec: Spec, variant: Mapping[str, str]) -> dict[str, Any]:

@@ -154,12 +154,17 @@ class Training:
         write_curves(records, folder / CURVES_FOLDER / f"{self.case.case_id}.parquet")
 
     def _evaluation(self) -> Evaluation:
-        count = -(-self.recipe.evaluated_sequences // self.task.batch)
-        drawn = (self.task.draw("held_out", 0, position) for position in range(count))
-        device = self.spec.device
-        batches = [
-            Batch(*(x.to(device) for x in (b.char_ids, b.word_ids, b.answers))) for b in drawn
-        ]
+        batches: list[Batch] = []
+        sequences = characters = 0
+        while (
+            sequences < self.recipe.evaluated_sequences
+            and characters < self.recipe.evaluated_characters
+        ):
+            drawn = self.task.draw("held_out", 0, len(batches))
+            sequences += len(drawn.answers)
+            characters += int(drawn.counted.sum())
+            parts = (drawn.char_ids, drawn.word_ids, drawn.answers)
+            batches.append(Batch(*(part.to(self.spec.device) for part in parts)))
         return Evaluation(batches, words=self.words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,14 @@ def test_every_model_has_its_row(provider, tiny_case):
         assert 0 < row["gate_sliding"] < 1
     else:
         assert row["attended_share"] == 1
+
+
+def test_of_long_sequences_few_are_held_out(tiny_case):
+    case = tiny_case("sdpa")  # two sequences a batch, of four pairs each
+    one_batch_has = 2 * 4
+    for characters, batches in ((1, 1), (one_batch_has, 1), (one_batch_has + 1, 2), (1000, 2)):
+        recipe = replace(FEW, evaluated_characters=characters)
+        assert trained(case, recipe)["eval_count"] == batches * one_batch_has
 
 
 def test_models_of_one_task_have_the_same_embeddings_and_nearly_the_same_size(tiny_case):

@@ -172,7 +172,8 @@ def test_prototypes_need_not_be_contiguous(device):
         )
         total = weights.square().sum() + logits.sum()
         results.append((logits, weights, *torch.autograd.grad(total, (x, proto, gate))))
-    torch.testing.assert_close(*results)
+    for one, other in zip(*results, strict=True):  # products of other strides sum in another order
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

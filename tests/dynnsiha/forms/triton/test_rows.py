@@ -54,8 +54,8 @@ def test_rows_go_where_plain_torch_takes_them(tokens, width, dtype, device, with
         assert one.dtype == dtype
         assert one.shape == other.shape
         if tokens:
-            off = (one - other).abs().max() / other.abs().max()
-            assert off <= SHARE_OFF[dtype]
+            largest = other.abs().max().clamp(min=1)  # terms of the order of 1 may cancel
+            assert (one - other).abs().max() <= SHARE_OFF[dtype] * largest
 
 
 def test_the_gradient_may_be_an_expanded_tensor(device, without_kernels):
