@@ -261,6 +261,13 @@ def test_quick_limits_take_fewer_samples():
     assert (quick.rest, usual.rest) == (2.0, 0.0)
 
 
+def test_a_short_call_has_many_samples_with_quick_limits_a_long_one_few():
+    short = measured(Recorder(0.001).subject(), Limits.quick())
+    assert short["sample_count"] >= 20 or short["samples_at_s"][-1] >= 0.09
+    long = measured(Recorder(0.06).subject(), Limits.quick())
+    assert 3 <= long["sample_count"] <= 20
+
+
 @pytest.mark.parametrize("timer", ["wall", "event"])
 def test_what_runs_once_is_called_once(timer):
     """A training cannot be repeated; whatever timer the case names, the host's clock is right."""
