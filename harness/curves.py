@@ -41,6 +41,7 @@ CURVE_SECTIONS: dict[str, tuple[Column, ...]] = {
         Column("kl", "float", "KL divergence, before its weight.", "nats"),
         Column("sars", "float", "Surprise-aware routing shaping, before its weight.", "nats"),
         Column("fars", "float", "Fisher-aware routing shaping, before its weight."),
+        Column("alignment", "float", "Of the choice of blocks, before its weight.", "nats"),
         Column("gradient_norm", "float", "Norm of all gradients, before clipping."),
         Column("eval_loss", "float", "As in the row, where it was evaluated at this step.", "nats"),
         Column("eval_accuracy", "float", "As in the row, where it was evaluated at this step."),

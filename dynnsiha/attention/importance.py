@@ -26,7 +26,7 @@ def compressed_probabilities(
     unseen = (starts + config.compress_block - 1 > positions[..., None])[:, None, None]
     # A query that sees nothing would be uniform over what is masked, hence the second fill.
     p = logits.masked_fill_(unseen, torch.finfo(wide).min).softmax(-1)
-    return p.masked_fill_(unseen, 0.0)
+    return p.masked_fill(unseen, 0.0) if p.requires_grad else p.masked_fill_(unseen, 0.0)
 
 
 def importance(p: Tensor, list_heads: int, config: NSAConfig) -> Tensor:

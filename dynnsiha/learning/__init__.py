@@ -1,5 +1,10 @@
 """Learning the gates: auxiliary losses, an optimizer, and a loop that trains with them."""
 
+from dynnsiha.learning.alignment import (
+    SelectionCall,
+    record_selection,
+    selection_alignment_loss,
+)
 from dynnsiha.learning.batches import Batches
 from dynnsiha.learning.bigram import bigram_loss
 from dynnsiha.learning.calls import ExpertCall, NeuronCall, RoutedCall
@@ -32,6 +37,7 @@ __all__ = [
     "Objective",
     "RMSuon",
     "RoutedCall",
+    "SelectionCall",
     "SurpriseAwareRoutingShaping",
     "TextWindows",
     "bigram_loss",
@@ -45,7 +51,9 @@ __all__ = [
     "output_entropy",
     "read_log",
     "record_routing",
+    "record_selection",
     "save_checkpoint",
+    "selection_alignment_loss",
     "surprise_minimization_loss",
     "total_loss",
     "twice_differentiable",

@@ -24,6 +24,7 @@ COLUMNS = (
     ("kl", "float64", "KL divergence, nats a weight, before its weight"),
     ("sars", "float64", "SARS meta loss, nats, before its weight"),
     ("fars", "float64", "FARS loss, before its weight"),
+    ("alignment", "float64", "alignment of the choice of blocks, nats, before its weight"),
     ("gradient_norm", "float64", "norm of all gradients together, before clipping"),
     ("eval_loss", "float64", "cross-entropy on held-out data, where it was evaluated, nats"),
     ("eval_accuracy", "float64", "accuracy on held-out data, where it was evaluated"),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynnsiha.learning.alignment import SelectionCall, record_selection, selection_alignment_loss
 from dynnsiha.learning.calls import RoutedCall
 from dynnsiha.learning.fars import FisherAwareRoutingShaping
 from dynnsiha.learning.kl import kl_divergence_loss, output_entropy
@@ -18,6 +19,7 @@ from dynnsiha.learning.second_order import twice_differentiable
 from dynnsiha.learning.surprise import surprise_minimization_loss
 
 _NOT_COUNTED = -100
+_WEIGHTS = ("surprise_weight", "kl_weight", "sars_weight", "fars_weight", "alignment_weight")
 
 
 def total_loss(
@@ -27,10 +29,12 @@ def total_loss(
     kl: Tensor | None = None,
     sars: Tensor | None = None,
     fars: Tensor | None = None,
+    alignment: Tensor | None = None,
     surprise_weight: float = 1.0,
     kl_weight: float = 1.0,
     sars_weight: float = 1.0,
     fars_weight: float = 1.0,
+    alignment_weight: float = 1.0,
 ) -> Tensor:
     """main + surprise_weight (1 - sigmoid(main)) surprise + kl_weight kl + ...
 
@@ -38,15 +42,20 @@ def total_loss(
     constant, or a higher main loss would pay. Terms left out are 0.
 
     Args:
-        main, surprise, kl, sars, fars: scalars.
-        surprise_weight, kl_weight, sars_weight, fars_weight: their factors.
+        main, surprise, kl, sars, fars, alignment: scalars.
+        surprise_weight, kl_weight, sars_weight, fars_weight, alignment_weight: their factors.
 
     Source: docs/learning.md.
     """
     total = main
     if surprise is not None:
         total = total + surprise_weight * (1 - main.detach().sigmoid()) * surprise
-    for weight, term in ((kl_weight, kl), (sars_weight, sars), (fars_weight, fars)):
+    for weight, term in (
+        (kl_weight, kl),
+        (sars_weight, sars),
+        (fars_weight, fars),
+        (alignment_weight, alignment),
+    ):
         if term is not None:
             total = total + weight * term
     return total
@@ -62,6 +71,7 @@ class Losses:
     kl: Tensor | None = None
     sars: Tensor | None = None
     fars: Tensor | None = None
+    alignment: Tensor | None = None
 
     def numbers(self) -> dict[str, float | None]:
         """The same as plain numbers, which waits for the device."""
@@ -81,6 +91,8 @@ class Objective:
         sars, sars_weight: surprise-aware routing shaping; None for none.
         fars, fars_weight: Fisher-aware routing shaping, made with the optimizer that trains the
             model; None for none.
+        alignment_weight: of `selection_alignment_loss`. Attention then takes the time of dense
+            attention.
 
     Raises:
         ValueError: a negative weight.
@@ -92,9 +104,10 @@ class Objective:
     sars_weight: float = 1.0
     fars: FisherAwareRoutingShaping | None = None
     fars_weight: float = 1.0
+    alignment_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("surprise_weight", "kl_weight", "sars_weight", "fars_weight"):
+        for name in _WEIGHTS:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
 
@@ -114,11 +127,14 @@ class Objective:
                 first column; all if None.
         """
         calls: list[RoutedCall] = []
+        choices: list[SelectionCall] = []
         with ExitStack() as stack:
             if self.surprise_weight:
                 stack.enter_context(twice_differentiable(model))
             if self.surprise_weight or self.sars is not None or self.fars is not None:
                 calls = stack.enter_context(record_routing(model))
+            if self.alignment_weight:
+                choices = stack.enter_context(record_selection(model))
             logits = model(char_ids, word_ids)
         predicted = logits[:, :-1].flatten(0, 1).float()
         asked = char_ids[:, 1:].flatten()
@@ -132,15 +148,18 @@ class Objective:
             kl = kl_divergence_loss(model, output_entropy(answers))
         sars = None if self.sars is None else self.sars(main, calls)
         fars = None if self.fars is None else self.fars(calls)
+        alignment = selection_alignment_loss(choices) if self.alignment_weight else None
         total = total_loss(
             main,
             surprise=surprise,
             kl=kl,
             sars=sars,
             fars=fars,
+            alignment=alignment,
             surprise_weight=self.surprise_weight,
             kl_weight=self.kl_weight,
             sars_weight=self.sars_weight,
             fars_weight=self.fars_weight,
+            alignment_weight=self.alignment_weight,
         )
-        return Losses(total, main, surprise, kl, sars, fars)
+        return Losses(total, main, surprise, kl, sars, fars, alignment)

@@ -12,7 +12,7 @@ from torch import nn
 from dynbench.harness.subject import Unsupported
 from dynbench.suites.spec import Spec
 from dynnsiha.forms.expert_block import ExpertHeads, ExpertMLP
-from dynnsiha.forms.nsa import BranchGates, GateStart
+from dynnsiha.forms.nsa import BranchGates, GateStart, SparseCore
 from dynnsiha.learning import (
     FisherAwareRoutingShaping,
     Objective,
@@ -25,6 +25,7 @@ from dynnsiha.synthesis.spl import SparseProtoLinear
 
 WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
+_LOSSES = ("sml", "kl", "sars", "fars", "alignment")
 _WITHOUT_SYNTHESIS = {"dynnsiha": "nsa", "dynsiha": "dense"}
 
 
@@ -94,11 +95,12 @@ def make_objective(
 
     Raises Unsupported for a loss on what the model has not.
     """
-    weight = {name: float(variant[name]) for name in ("sml", "kl", "sars", "fars")}
+    weight = {name: float(variant[name]) for name in _LOSSES}
     neurons = _has(model, SparseBayesianLinear, SparseProtoLinear)
     routed = neurons or _has(model, ExpertHeads, ExpertMLP)
     there = {"sml": neurons, "kl": _has(model, SparseBayesianLinear), "sars": routed}
     there["fars"] = routed
+    there["alignment"] = _has(model, SparseCore)
     for name, value in weight.items():
         if value and not there[name]:
             raise Unsupported(f"{name}={value:g}: the model has no layers that it acts on")
@@ -110,6 +112,7 @@ def make_objective(
         sars_weight=weight["sars"],
         fars=FisherAwareRoutingShaping(optimizer) if weight["fars"] else None,
         fars_weight=weight["fars"],
+        alignment_weight=weight["alignment"],
     )
 
 

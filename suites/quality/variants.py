@@ -40,6 +40,11 @@ class Knob:
 
 
 KNOBS: dict[str, Knob] = {
+    "alignment": Knob(
+        "0",
+        "weight of the loss by which the choice of blocks learns from dense attention",
+        providers=("nsa", "dynnsiha"),
+    ),
     "compression": Knob(
         "mean",
         "what summarises a block: its mean, or a network",

@@ -15,6 +15,7 @@ from dynnsiha import (
     kl_divergence_loss,
     surprise_minimization_loss,
 )
+from dynnsiha.forms.nsa import SparseCore
 from dynnsiha.learning import (
     Objective,
     output_entropy,
@@ -34,13 +35,15 @@ def test_surprise_is_weighted_by_one_minus_sigmoid_of_the_main_loss():
         kl=kl,
         sars=sars,
         fars=fars,
+        alignment=torch.tensor(7.0),
         surprise_weight=0.5,
         kl_weight=0.1,
         sars_weight=0.2,
         fars_weight=0.3,
+        alignment_weight=0.01,
     )
     share = 1 - 1 / (1 + math.exp(-1.5))
-    assert float(total.detach()) == pytest.approx(1.5 + 0.5 * share * 4 + 0.2 + 0.6 + 1.5)
+    assert float(total.detach()) == pytest.approx(1.5 + 0.5 * share * 4 + 0.2 + 0.6 + 1.5 + 0.07)
     total.backward()
     assert main.grad == 1  # a lower weight of the surprise is no reason to raise the main loss
     assert float(surprise.grad) == pytest.approx(0.5 * share)
@@ -59,6 +62,7 @@ def test_alone_it_is_the_models_own_loss(name, small_model, ids):
         "kl": None,
         "sars": None,
         "fars": None,
+        "alignment": None,
     }
 
 
@@ -118,6 +122,7 @@ def test_activation_checkpointing_changes_no_term(name, small_model, ids):
             kl_weight=float(SparseBayesianLinear in kinds),
             sars=SurpriseAwareRoutingShaping(),
             fars=FisherAwareRoutingShaping(optimizer),
+            alignment_weight=float(SparseCore in kinds),
         )
         losses = objective(model, *ids)
         losses.total.backward()

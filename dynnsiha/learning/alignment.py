@@ -1,0 +1,152 @@
+"""The choice of blocks, taught: importance learns to point where dense attention looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dynnsiha.attention.importance import compressed_probabilities, importance
+from dynnsiha.attention.summaries import mean_summaries
+from dynnsiha.forms.nsa import SparseCore
+
+CHUNK_NUMBERS = 1 << 26
+"""Dense probabilities that are in memory at once, in the queries of a chunk."""
+
+
+@dataclass(frozen=True)
+class SelectionCall:
+    """A call of sparse attention: what it chose blocks by.
+
+    Attributes:
+        core: the module that was called.
+        q, k: [B, T, H, D] and [B, T, K, D], rotated, in the graph of the output.
+    """
+
+    core: SparseCore
+    q: Tensor
+    k: Tensor
+
+
+@contextmanager
+def record_selection(model: nn.Module) -> Iterator[list[SelectionCall]]:
+    """Inside the block, collect every `SelectionCall` of ``model``, in the order of the calls.
+
+    Calls that read a cache do not count, nor layers without a selected branch. A compiled model runs uncompiled meanwhile. The list keeps
+    the tensors, and with them the graph, alive.
+    """
+    calls: list[SelectionCall] = []
+    handles: list[RemovableHandle] = []
+    for module in model.modules():
+        if isinstance(module, SparseCore) and "selected" in module.config.branches:
+            report = _report(calls)
+            handles.append(module.register_forward_pre_hook(report, with_kwargs=True))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def selection_alignment_loss(calls: Sequence[SelectionCall]) -> Tensor:
+    """Mean over calls, lists and queries of mass * KL(looked || pointed), >= 0.
+
+        looked   where the query's dense attention looks: its probabilities, added up in each block
+        pointed  importance of the blocks, by which they are chosen
+        mass     share of its attention that the query has on the candidates
+
+    Looked and pointed are those of the candidates alone, the blocks that a query may choose
+    (complete and not forced), divided by their sums; of the heads that share a list, the mean.
+    Looked and mass are constants: q and k learn that a block's summary gives it away, and dense
+    attention does not come towards what the summaries see. A query that looks at no candidate does
+    not count. Every query is taught as if it chose for itself, whoever shares its list.
+
+    Costs dense attention, in chunks of queries: its probabilities are never held whole.
+
+    Args:
+        calls: what `record_selection` collected.
+
+    Returns:
+        A scalar, in float32 or wider; 0 for sequences too short for a candidate.
+
+    Raises:
+        ValueError: ``calls`` is empty.
+
+    Source: docs/learning.md; distilling attention into the choice of blocks is SeerAttention's
+    (arXiv 2410.13276), here for the means that NSA has anyway.
+    """
+    if not calls:
+        raise ValueError("calls is empty: record a model with sparse attention (record_selection)")
+    return torch.stack([_alignment(call) for call in calls]).mean()
+
+
+def _report(calls: list[SelectionCall]) -> Callable[..., None]:
+    def report(core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(core, SparseCore)
+        if kwargs.get("cache") is None:
+            calls.append(SelectionCall(core, args[0], args[1]))
+
+    return report
+
+
+def _alignment(call: SelectionCall) -> Tensor:
+    """The loss of one call."""
+    core, config = call.core, call.core.config
+    batch, seq_len, heads, head_dim = call.q.shape
+    if core.compress_k is None:
+        k_cmp = mean_summaries(call.k, config.compress_block, config.compress_stride)
+    else:
+        k_cmp = core.compress_k(call.k)
+    list_heads = config.list_heads(heads, call.k.shape[2])
+    blocks = -(-seq_len // config.block_size)
+    q, k, k_cmp = (x.transpose(1, 2) for x in (call.q, call.k, k_cmp))
+    scale = head_dim**-0.5
+    total = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32))
+    for rows in torch.arange(seq_len, device=q.device).split(
+        max(1, CHUNK_NUMBERS // (batch * heads * seq_len))
+    ):
+        queries = q[:, :, rows]
+        p = compressed_probabilities(queries, k_cmp, rows[None], config, scale)
+        pointed = importance(p, list_heads, config)[..., :blocks]
+        pointed = F.pad(pointed, (0, blocks - pointed.shape[-1]))
+        looked = _looked(queries, k, rows, config.block_size, list_heads, scale)
+        own = rows[:, None] // config.block_size
+        numbers = torch.arange(blocks, device=rows.device)
+        chosen_from = (numbers >= config.init_blocks) & (numbers <= own - config.local_blocks)
+        total = total + _divergence(looked * chosen_from, pointed * chosen_from)
+    return total / (batch * heads * seq_len)
+
+
+@torch.no_grad()
+def _looked(
+    q: Tensor, k: Tensor, rows: Tensor, block_size: int, list_heads: int, scale: float
+) -> Tensor:
+    """Dense attention's probabilities, added up in blocks and over the heads of a list.
+
+    q [B, H, N, D] at the positions ``rows`` [N], k [B, K, T, D] → [B, L, N, blocks].
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = q.to(wide).unflatten(1, (k.shape[1], -1))
+    logits = grouped @ k.to(wide)[:, :, None].transpose(-1, -2) * scale
+    keys = torch.arange(k.shape[2], device=rows.device)
+    p = logits.masked_fill_(keys > rows[:, None], -torch.inf).softmax(-1)
+    p = F.pad(p, (0, -p.shape[-1] % block_size)).unflatten(-1, (-1, block_size)).sum(-1)
+    return p.flatten(1, 2).unflatten(1, (list_heads, -1)).sum(2)
+
+
+def _divergence(looked: Tensor, pointed: Tensor) -> Tensor:
+    """Σ looked (log of looked's share - log of pointed's share) over all queries and blocks.
+
+    Both [..., blocks] >= 0 and 0 off the candidates; only ``pointed`` has a gradient.
+    """
+    tiny = torch.finfo(pointed.dtype).tiny  # an importance of 0 has no gradient either
+    shares = [part / part.sum(-1, keepdim=True).clamp(min=tiny) for part in (looked, pointed)]
+    wanted, found = (part.clamp(min=tiny).log() for part in shares)
+    return (looked * (wanted - found)).sum()
