@@ -29,7 +29,10 @@ def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
     x = matrix if wide else matrix.mT  # the smaller Gram matrix of the two
     norm = torch.linalg.matrix_norm(x, keepdim=True)
     x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
+    for _ in range(steps):  # sums inside of the products: small matrices are bound by launches
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    x = x.view(shape)
     return x if wide else x.mT
