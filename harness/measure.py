@@ -22,6 +22,7 @@ returns has no reference, so the row gets the check's verdict without an error.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -63,8 +64,9 @@ _FAIR_FIRST_CALL = 1.1  # a first call longer than this many second calls did mo
 class Limits:
     """How much time measuring one case may take: see the module's text.
 
-    ``warmup_s`` is spent in calls before the first sample (the checked and the measured call are
-    not enough to settle clocks), ``max_warmup_calls`` ends that early for tiny kernels.
+    ``warmup_s`` is spent in calls before the first sample, rests included (the checked and the
+    measured call are not enough to settle clocks), ``max_warmup_calls`` ends that early for tiny
+    kernels.
     ``stage_calls`` are those in which the stages are recorded, where they are wanted. A GPU rests
     after each call, for ``rest`` times its duration (see RestingTimer).
     """
@@ -327,11 +329,11 @@ def _take(
         return _Taken(samples, 0, peak, verdict)
 
     on_stage("memory")
-    timed, peak = meter.peak_of(lambda: timer.time(subject.run).without_outputs())
-    calls, warm_ms = 2, timed.ms  # the checked call and this one
+    _, peak = meter.peak_of(lambda: timer.time(subject.run).without_outputs())
+    calls, began = 2, time.perf_counter()  # the checked call and this one
     on_stage("warm-up")
-    while warm_ms < limits.warmup_s * 1e3 and calls < limits.max_warmup_calls:
-        warm_ms += timer.time(subject.run).ms
+    while time.perf_counter() - began < limits.warmup_s and calls < limits.max_warmup_calls:
+        timer.time(subject.run)
         calls += 1
     on_stage("sampling")
     samples = take_samples(timer, subject.run, limits.criterion)
