@@ -62,6 +62,8 @@ SWAPS = {
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _FIRST_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hourglass")
 SYMBOLS = (*_FIRST_SYMBOLS, "triangle-down", "bowtie", "triangle-left", "triangle-right")
+STYLE_COUNT = len(DASHES) * len(SYMBOLS)
+"""Styles of a provider that differ in dash or marker."""
 
 PAGE_COLOURS = {
     "light": {"ink": "#17202B", "muted": "#5B6776", "grid": "#E3E7EC", "axis": "#B9C1CB"},
@@ -103,7 +105,7 @@ def style_of(provider: str, variant: int) -> Style:
 
     The marker starts at one of the first ones, another for each base name (arrows on a line look
     like a direction); dash and marker advance together, and since their counts share no factor all
-    66 pairs pass before one comes again.
+    STYLE_COUNT pairs pass before one comes again.
     """
     base = base_name(provider)
     first = list(_KNOWN).index(base) if base in _KNOWN else _digest(base)

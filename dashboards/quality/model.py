@@ -25,7 +25,7 @@ from dynbench.dashboards.model import Facet, Failure, Line, Panel
 from dynbench.dashboards.quality.estimate import Estimate, estimate
 from dynbench.dashboards.quality.measures import ACCURACY, BOUNDS, LOSS, MEASURES, Gap, Measure, gap
 from dynbench.dashboards.text import label_text, plain_text
-from dynbench.dashboards.theme import Style, base_name, style_of
+from dynbench.dashboards.theme import STYLE_COUNT, Style, base_name, style_of
 
 GROUP_COLUMNS = (*frames.QUALITY_FACET_COLUMNS, "task", "train_steps", "length")
 """Rows that differ in one of these never share a figure of quality."""
@@ -105,6 +105,7 @@ class QualityGroup:
     configs: tuple[Config, ...]  # those with a number, in the order of the tables
     denses: tuple[Config, ...] = ()  # dense attention, one for each recipe
     by_number: Mapping[int, Config] = field(default_factory=dict)
+    common: str = ""  # the part of the variant that all lines have, which no label repeats
 
     @property
     def task(self) -> str:
@@ -271,12 +272,31 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _styles(rows: pd.DataFrame) -> dict[str, Style]:
-    """Dash and marker by configuration: the same one looks alike in every group of the report."""
-    variants: dict[str, dict[str, Style]] = defaultdict(dict)
+    """Dash and marker by configuration: the same one looks alike in every group of the report, and
+    as long as there are markers, those of one provider in a group differ in theirs."""
+    group_of = dict(rows[["line", "group"]].drop_duplicates().itertuples(index=False))
+    groups: dict[str, set[int]] = defaultdict(set)
+    firsts: dict[str, Mapping[str, Any]] = {}
     for record in sorted(_records(rows), key=lambda record: order_key(record, "")):
-        held = variants[base_name(record["provider"])]
-        held.setdefault(_look(record), style_of(record["provider"], len(held)))
-    return {look: style for held in variants.values() for look, style in held.items()}
+        look = _look(record)
+        firsts.setdefault(look, record)
+        groups[look].add(group_of[record["line"]])
+    styles: dict[str, Style] = {}
+    left: dict[str, list[int]] = defaultdict(lambda: list(range(STYLE_COUNT)))
+    taken: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for look, record in firsts.items():
+        provider = record["provider"]
+        base = base_name(provider)
+        here = [taken[base, group] for group in groups[look]]
+        numbers = left[base] or [len(styles)]
+        free = (n for n in numbers if all(style_of(provider, n).symbol not in t for t in here))
+        number_ = next(free, numbers[0])
+        if number_ in left[base]:
+            left[base].remove(number_)
+        styles[look] = style_of(provider, number_)
+        for symbols in here:
+            symbols.add(styles[look].symbol)
+    return styles
 
 
 def _look(record: Mapping[str, Any]) -> str:
@@ -287,7 +307,8 @@ def _group(
     number_: int, rows: pd.DataFrame, styles: Mapping[str, Style], asked: str | None
 ) -> QualityGroup:
     records = _records(rows)
-    labels = _labels(records)
+    common = _common([str(record["variant"]) for record in records])
+    labels = _labels(records, common)
     failures = _failures(rows)
     baseline = _baseline(rows, asked)
     lines = {
@@ -317,6 +338,7 @@ def _group(
         configs=configs,
         denses=tuple(c for c in configs if c.line.provider == baseline and _is_dense(c)),
         by_number={config.number: config for config in configs},
+        common=common,
     )
 
 
@@ -342,9 +364,21 @@ def _baseline(rows: pd.DataFrame, asked: str | None) -> str:
     return next((name for name in wanted if name in dense), frames.DEFAULT_BASELINES[0])
 
 
-def _labels(records: list[dict[str, Any]]) -> dict[int, str]:
-    """Labels of the lines; sizes are named where nothing else tells two apart."""
-    labels = line_labels(records)
+def _common(variants: Sequence[str]) -> str:
+    """The changes that all variants have."""
+    shared = set.intersection(*(set(variant.split(",")) for variant in variants))
+    return ",".join(change for change in variants[0].split(",") if change in shared)
+
+
+def _labels(records: list[dict[str, Any]], common: str) -> dict[int, str]:
+    """Labels of the lines, without the changes that all have; sizes are named where nothing else
+    tells two apart."""
+    shared = common.split(",")
+    told = [
+        {**r, "variant": ",".join(c for c in str(r["variant"]).split(",") if c not in shared)}
+        for r in records
+    ]
+    labels = line_labels(told)
     alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         alike[_look(record)].append(record)

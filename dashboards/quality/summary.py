@@ -230,7 +230,9 @@ def _where_sentence(group: QualityGroup) -> str:
         label_text(first["dtype"]),
         machine_text(first),
     ]
-    return f"Trained on {task_text(group)}: {', '.join(word for word in words if word)}."
+    common = label_text(group.common.replace(",", ", "))
+    all_with = f", all with {common}" if common else ""
+    return f"Trained on {task_text(group)}: {', '.join(word for word in words if word)}{all_with}."
 
 
 def _headline_without(group: QualityGroup) -> str:

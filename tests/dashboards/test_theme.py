@@ -26,8 +26,8 @@ def test_a_users_provider_never_looks_like_a_built_in_one() -> None:
 
 
 def test_variants_differ_in_dash_and_marker() -> None:
-    styles = {(s.dash, s.symbol) for s in (theme.style_of("dynnsiha", i) for i in range(66))}
-    assert len(styles) == 66
+    styles = {(s.dash, s.symbol) for s in (theme.style_of("dynnsiha", i) for i in range(theme.STYLE_COUNT))}
+    assert len(styles) == theme.STYLE_COUNT == 66
     assert not {"circle", "hexagon"} <= set(theme.SYMBOLS), "alike at the size of a legend"
 
 

@@ -86,6 +86,45 @@ def test_other_settings_are_another_configuration(training: Build, other: dict) 
     assert len({config.label for config in group.configs}) == 2
 
 
+def test_what_all_lines_changed_is_said_once(training: Build) -> None:
+    rows = [
+        training("nsa", 0, query_tile=1, variant="lr=0.003,optimizer=rmsuon"),
+        training("dynnsiha", 0, query_tile=4, variant="lr=0.003,optimizer=rmsuon,synthesis=linear"),
+        training("dynnsiha", 0, query_tile=4, variant="kl=0.1,lr=0.003,optimizer=rmsuon"),
+    ]
+    (group,) = groups_of(*rows)
+    assert group.common == "lr=0.003,optimizer=rmsuon"
+    labels = {config.label for config in group.configs}
+    assert labels == {
+        "nsa",
+        "dynnsiha · R=4 shared · synthesis=linear",
+        "dynnsiha · R=4 shared · kl=0.1",
+    }
+    (group,) = groups_of(*rows, training("sdpa", 0))
+    assert group.common == ""
+    assert "nsa · lr=0.003,optimizer=rmsuon" in {config.label for config in group.configs}
+
+
+def test_markers_of_a_group_differ_and_a_configuration_keeps_its_own(training: Build) -> None:
+    of_text = [training("dynnsiha", 0, query_tile=4, variant=f"kl={n}") for n in range(1, 10)]
+    of_recall = [
+        training("dynnsiha", 0, task="recall", query_tile=tile, private_blocks=private)
+        for tile in (1, 4, 16)
+        for private in (0, 1, 2)
+        if tile > 1 or not private
+    ]
+    both = training("dynnsiha", 0, task="recall", query_tile=4, variant="kl=3")
+    text, recall = groups_of(*of_text, *of_recall, both)
+    for group in (text, recall):
+        symbols = [config.line.style.symbol for config in group.configs]
+        assert len(set(symbols)) == len(symbols)
+    own = {c.line.style for g in (text, recall) for c in g.configs if c.variant == "kl=3"}
+    assert len(own) == 1
+    many = [training("dynnsiha", 0, query_tile=4, variant=f"kl={n}") for n in range(1, 80)]
+    (group,) = groups_of(*many)
+    assert len({(c.line.style.dash, c.line.style.symbol) for c in group.configs}) == 66
+
+
 def test_exact_and_hybrid_lists_never_share_a_curve(quality_frame: pd.DataFrame) -> None:
     for group in groups_of(*quality_frame.astype(object).to_dict("records")):
         kinds: dict[str, set] = {}
