@@ -274,9 +274,9 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _styles(rows: pd.DataFrame) -> dict[str, Style]:
     """Dash and marker by configuration: the same one looks alike in every group of the report, and
     as long as there are markers, those of one provider in a group differ in theirs."""
-    group_of = dict(rows[["line", "group"]].drop_duplicates().itertuples(index=False))
+    group_of: dict[int, int] = dict(zip(rows["line"], rows["group"], strict=True))
     groups: dict[str, set[int]] = defaultdict(set)
-    firsts: dict[str, Mapping[str, Any]] = {}
+    firsts: dict[str, dict[str, Any]] = {}
     for record in sorted(_records(rows), key=lambda record: order_key(record, "")):
         look = _look(record)
         firsts.setdefault(look, record)

@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sars", type=float, default=0.0, metavar="WEIGHT", help="neurons and experts")
     add("--sign", choices=("plus", "minus"), default="plus", help="of SARS")
     add("--fars", type=float, default=0.0, metavar="WEIGHT", help="neurons and experts")
+    add("--alignment", type=float, default=0.0, metavar="WEIGHT", help="sparse attention's choice")
     add("--out", metavar="FOLDER", help="for the log and the checkpoint")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--seed", type=int, default=0)
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sars_weight=options.sars,
         fars=FisherAwareRoutingShaping(optimizer) if options.fars else None,
         fars_weight=options.fars,
+        alignment_weight=options.alignment,
     )
     train, held_out = (
         TextWindows.of(
@@ -129,16 +131,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for part in (text[:cut], text[cut:])
     )
-    fit(
-        model,
-        train,
-        optimizer,
-        steps=options.steps,
-        objective=objective,
-        schedule=warmup_cosine(options.steps, warmup=min(50, options.steps // 10)),
-        out=options.out,
-        resume=options.resume,
-    )
+    try:
+        fit(
+            model,
+            train,
+            optimizer,
+            steps=options.steps,
+            objective=objective,
+            schedule=warmup_cosine(options.steps, warmup=min(50, options.steps // 10)),
+            out=options.out,
+            resume=options.resume,
+        )
+    except (ValueError, FileExistsError) as error:  # such as a loss on layers that are not there
+        parser.error(str(error))
     counted, predicted = (character_ids(part, CHAR_VOCAB) for part in (text[:cut], text[cut:]))
     print(f"held-out text, nats a character ({len(predicted)} characters)")
     print(f"  model                          {evaluate(model, held_out, batches=16):.3f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from dynnsiha.attention.importance import compressed_probabilities, importance
 from dynnsiha.attention.summaries import mean_summaries
@@ -38,15 +37,20 @@ class SelectionCall:
 def record_selection(model: nn.Module) -> Iterator[list[SelectionCall]]:
     """Inside the block, collect every `SelectionCall` of ``model``, in the order of the calls.
 
-    Calls that read a cache do not count, nor layers without a selected branch. A compiled model runs uncompiled meanwhile. The list keeps
-    the tensors, and with them the graph, alive.
+    Calls that read a cache do not count, nor layers without a selected branch. A compiled model
+    runs uncompiled meanwhile. The list keeps the tensors, and with them the graph, alive.
     """
     calls: list[SelectionCall] = []
-    handles: list[RemovableHandle] = []
-    for module in model.modules():
-        if isinstance(module, SparseCore) and "selected" in module.config.branches:
-            report = _report(calls)
-            handles.append(module.register_forward_pre_hook(report, with_kwargs=True))
+
+    def report(core: SparseCore, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("cache") is None:
+            calls.append(SelectionCall(core, args[0], args[1]))
+
+    handles = [
+        module.register_forward_pre_hook(report, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, SparseCore) and "selected" in module.config.branches
+    ]
     try:
         with torch.compiler.set_stance("force_eager"):
             yield calls
@@ -85,15 +89,6 @@ def selection_alignment_loss(calls: Sequence[SelectionCall]) -> Tensor:
     if not calls:
         raise ValueError("calls is empty: record a model with sparse attention (record_selection)")
     return torch.stack([_alignment(call) for call in calls]).mean()
-
-
-def _report(calls: list[SelectionCall]) -> Callable[..., None]:
-    def report(core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert isinstance(core, SparseCore)
-        if kwargs.get("cache") is None:
-            calls.append(SelectionCall(core, args[0], args[1]))
-
-    return report
 
 
 def _alignment(call: SelectionCall) -> Tensor:

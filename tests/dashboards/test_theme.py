@@ -26,7 +26,8 @@ def test_a_users_provider_never_looks_like_a_built_in_one() -> None:
 
 
 def test_variants_differ_in_dash_and_marker() -> None:
-    styles = {(s.dash, s.symbol) for s in (theme.style_of("dynnsiha", i) for i in range(theme.STYLE_COUNT))}
+    found = [theme.style_of("dynnsiha", i) for i in range(theme.STYLE_COUNT)]
+    styles = {(style.dash, style.symbol) for style in found}
     assert len(styles) == theme.STYLE_COUNT == 66
     assert not {"circle", "hexagon"} <= set(theme.SYMBOLS), "alike at the size of a legend"
 

@@ -1,4 +1,4 @@
-"""The loss that teaches the choice of blocks, against one query, one block and one head at a time."""
+"""The loss that teaches the choice of blocks, against loops over queries, lists and blocks."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def test_a_model_gives_its_calls_and_is_as_it_was_afterwards(name, small_model, 
     with record_selection(model) as calls:
         recorded = model(*ids)
     assert torch.equal(alone, recorded)
-    assert [call.core for call in calls] == [m for m in model.modules() if isinstance(m, SparseCore)]
+    cores = [module for module in model.modules() if isinstance(module, SparseCore)]
+    assert [call.core for call in calls] == cores
     assert all(call.q.shape[:2] == ids[0].shape for call in calls)
     model(*ids)
     assert len(calls) == 2

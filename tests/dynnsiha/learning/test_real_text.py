@@ -119,6 +119,7 @@ def test_the_command_trains_resumes_and_compares(tmp_path, capsys):
         },
         "--attention dimension --surprise 0.1": {"blocks.0.attention.qkv.k": 16},
         "--attention nsa --feed-forward moie --kl 0.1": {"blocks.0.feed_forward.inner": 64},
+        "--attention nsa --alignment 0.1": {},
         "--attention dense --feed-forward deep_embed": {},
     }.items(),
 )
@@ -135,6 +136,8 @@ def test_the_command_trains_every_form(arguments, layers, tmp_path, capsys):
         "--form spiral": "argument --form: invalid choice: 'spiral'",
         "--form flat --attention nsa": "attention='nsa': form='flat' takes 'dynnsiha' or",
         "--form flat --experts 2 --active-experts 3": "active_experts=3: must be from 1 to",
+        "--attention dense --alignment 1": "calls is empty: record a model with sparse attention",
+        "--attention nsa --surprise 1": "calls has no routed neurons: record a model that has",
     }.items(),
 )
 def test_parts_that_do_not_go_together_get_one_line(arguments, message, capsys):
