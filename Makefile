@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SEQ ?= 8k..128k
 BENCH_OPTIONS ?=
-GALLERY_RUNS ?= results/h200 results/h200-sweep results/cpu-mechanisms
+GALLERY_RUNS ?= results/h200 results/h200-sweep results/h200-8k
 TEST_WORKERS ?= 2
 TEST_OPTIONS ?=
 
