@@ -125,6 +125,9 @@ class Objective:
             char_ids, word_ids: int64 [B, T], T >= 2.
             counted: bool [B, T], the characters whose prediction counts, at least one after the
                 first column; all if None.
+
+        Raises:
+            ValueError: the weight of a loss on layers that the model has not.
         """
         calls: list[RoutedCall] = []
         choices: list[SelectionCall] = []
@@ -136,6 +139,11 @@ class Objective:
             if self.alignment_weight:
                 choices = stack.enter_context(record_selection(model))
             logits = model(char_ids, word_ids)
+        if self.alignment_weight and not choices:
+            raise ValueError(
+                f"alignment_weight={self.alignment_weight:g}: the model selects no blocks; use"
+                " sparse attention, or weight 0"
+            )
         predicted = logits[:, :-1].flatten(0, 1).float()
         asked = char_ids[:, 1:].flatten()
         if counted is not None:  # no selection, whose size the host would have to wait for

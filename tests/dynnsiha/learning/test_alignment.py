@@ -195,8 +195,10 @@ def test_the_objective_adds_it_with_its_weight(small_model, ids):
 
 @pytest.mark.parametrize("name", ["dense", "dynsiha"])
 def test_a_model_without_sparse_attention_is_refused(name, small_model, ids):
-    with pytest.raises(ValueError, match=r"calls is empty: .*record_selection"):
+    with pytest.raises(ValueError, match="alignment_weight=1: the model selects no blocks; use"):
         Objective(alignment_weight=1)(small_model(name), *ids)
+    with pytest.raises(ValueError, match=r"calls is empty: .*record_selection"):
+        selection_alignment_loss([])
 
 
 def test_a_layer_that_selects_nothing_has_nothing_to_learn():

@@ -136,7 +136,7 @@ def test_the_command_trains_every_form(arguments, layers, tmp_path, capsys):
         "--form spiral": "argument --form: invalid choice: 'spiral'",
         "--form flat --attention nsa": "attention='nsa': form='flat' takes 'dynnsiha' or",
         "--form flat --experts 2 --active-experts 3": "active_experts=3: must be from 1 to",
-        "--attention dense --alignment 1": "calls is empty: record a model with sparse attention",
+        "--attention dense --alignment 1": "alignment_weight=1: the model selects no blocks",
         "--attention nsa --surprise 1": "calls has no routed neurons: record a model that has",
     }.items(),
 )
