@@ -373,12 +373,10 @@ def _common(variants: Sequence[str]) -> str:
 def _labels(records: list[dict[str, Any]], common: str) -> dict[int, str]:
     """Labels of the lines, without the changes that all have; sizes are named where nothing else
     tells two apart."""
-    shared = common.split(",")
-    told = [
-        {**r, "variant": ",".join(c for c in str(r["variant"]).split(",") if c not in shared)}
-        for r in records
-    ]
-    labels = line_labels(told)
+    names = [change.partition("=")[0] for change in common.split(",")]
+    labels = line_labels(
+        [{**r, "variant": _part(str(r["variant"]), names, inside=False)} for r in records]
+    )
     alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         alike[_look(record)].append(record)

@@ -42,10 +42,10 @@ def shared_list(importance: Tensor, positions: Tensor, config: NSAConfig, first:
     forced = forced_blocks(positions, config).expand(*importance.shape[:-1], -1)
     room = shared_size(config) - forced.shape[-1]
     if config.top_p is None:
-        best, _ = _best(_only_candidates(importance, positions, config, first), room)
+        best, _ = _best(only_candidates(importance, positions, config, first), room)
     else:
         total, ahead = _forced_share(importance, positions, config)
-        best, value = _best(_only_candidates(importance, positions, config, first), room)
+        best, value = _best(only_candidates(importance, positions, config, first), room)
         shares = torch.where(total > 0, value.clamp(min=0) / total, 0.0)
         reached = ahead + shares.cumsum(-1) - shares  # by what stands ahead of each block
         count = (forced >= 0).sum(-1, keepdim=True) + torch.arange(room, device=best.device)
@@ -64,7 +64,7 @@ def private_list(
         shared: int [..., N, s], the list of each query's tile, forced blocks first.
         positions: int64 [N], none before ``first``.
     """
-    candidates = _only_candidates(importance, positions, config, first)
+    candidates = only_candidates(importance, positions, config, first)
     chosen = shared[..., config.init_blocks + config.local_blocks :]
     # An empty slot stands at block 0 with a score that changes nothing.
     score = torch.where(chosen >= 0, -1.0, torch.inf).to(candidates)
@@ -77,9 +77,7 @@ def tile_lists(shared: Tensor, query_tile: int, seq_len: int) -> Tensor:
     return shared.repeat_interleave(query_tile, -2)[..., :seq_len, :]
 
 
-def _only_candidates(
-    importance: Tensor, positions: Tensor, config: NSAConfig, first: int
-) -> Tensor:
+def only_candidates(importance: Tensor, positions: Tensor, config: NSAConfig, first: int) -> Tensor:
     """Overwrite with -1 what may not be chosen: forced, incomplete and future blocks.
 
     ``first`` spares the mask on columns that are complete and unforced for every position.

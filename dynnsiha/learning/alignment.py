@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynnsiha.attention.config import NSAConfig
 from dynnsiha.attention.importance import compressed_probabilities, importance
+from dynnsiha.attention.lists import only_candidates
 from dynnsiha.attention.summaries import mean_summaries
 from dynnsiha.forms.nsa import SparseCore
 
@@ -94,46 +96,33 @@ def selection_alignment_loss(calls: Sequence[SelectionCall]) -> Tensor:
 def _alignment(call: SelectionCall) -> Tensor:
     """The loss of one call."""
     core, config = call.core, call.core.config
-    batch, seq_len, heads, head_dim = call.q.shape
+    batch, seq_len, heads, _ = call.q.shape
     if core.compress_k is None:
         k_cmp = mean_summaries(call.k, config.compress_block, config.compress_stride)
     else:
         k_cmp = core.compress_k(call.k)
     list_heads = config.list_heads(heads, call.k.shape[2])
-    blocks = -(-seq_len // config.block_size)
+    by_token = replace(config, compress_block=1, compress_stride=1)  # windows of a token: dense
     q, k, k_cmp = (x.transpose(1, 2) for x in (call.q, call.k, k_cmp))
-    scale = head_dim**-0.5
     total = q.new_zeros((), dtype=torch.promote_types(q.dtype, torch.float32))
-    for rows in torch.arange(seq_len, device=q.device).split(
-        max(1, CHUNK_NUMBERS // (batch * heads * seq_len))
-    ):
-        queries = q[:, :, rows]
-        p = compressed_probabilities(queries, k_cmp, rows[None], config, scale)
-        pointed = importance(p, list_heads, config)[..., :blocks]
-        pointed = F.pad(pointed, (0, blocks - pointed.shape[-1]))
-        looked = _looked(queries, k, rows, config.block_size, list_heads, scale)
-        own = rows[:, None] // config.block_size
-        numbers = torch.arange(blocks, device=rows.device)
-        chosen_from = (numbers >= config.init_blocks) & (numbers <= own - config.local_blocks)
-        total = total + _divergence(looked * chosen_from, pointed * chosen_from)
+    chunk = max(1, CHUNK_NUMBERS // (batch * heads * seq_len))
+    for rows in torch.arange(seq_len, device=q.device).split(chunk):
+        with torch.no_grad():
+            looked = _on_blocks(q[:, :, rows], k, rows, by_token, list_heads)
+            looked = only_candidates(looked, rows, config, first=0)
+        chosen_from, looked = looked >= 0, looked.clamp(min=0)
+        pointed = _on_blocks(q[:, :, rows], k_cmp, rows, config, list_heads)
+        pointed = F.pad(pointed, (0, looked.shape[-1] - pointed.shape[-1]))
+        total = total + _divergence(looked, pointed * chosen_from)
     return total / (batch * heads * seq_len)
 
 
-@torch.no_grad()
-def _looked(
-    q: Tensor, k: Tensor, rows: Tensor, block_size: int, list_heads: int, scale: float
+def _on_blocks(
+    q: Tensor, k_cmp: Tensor, rows: Tensor, config: NSAConfig, list_heads: int
 ) -> Tensor:
-    """Dense attention's probabilities, added up in blocks and over the heads of a list.
-
-    q [B, H, N, D] at the positions ``rows`` [N], k [B, K, T, D] → [B, L, N, blocks].
-    """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.to(wide).unflatten(1, (k.shape[1], -1))
-    logits = grouped @ k.to(wide)[:, :, None].transpose(-1, -2) * scale
-    keys = torch.arange(k.shape[2], device=rows.device)
-    p = logits.masked_fill_(keys > rows[:, None], -torch.inf).softmax(-1)
-    p = F.pad(p, (0, -p.shape[-1] % block_size)).unflatten(-1, (-1, block_size)).sum(-1)
-    return p.flatten(1, 2).unflatten(1, (list_heads, -1)).sum(2)
+    """Probabilities of the queries at ``rows`` over summaries, as importance of blocks."""
+    p = compressed_probabilities(q, k_cmp, rows[None], config, q.shape[-1] ** -0.5)
+    return importance(p, list_heads, config)
 
 
 def _divergence(looked: Tensor, pointed: Tensor) -> Tensor:
