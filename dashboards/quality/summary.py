@@ -36,11 +36,13 @@ def first_screen(group: QualityGroup) -> FirstScreen:
     """What the rows of a group say about the focus provider beside dense attention."""
     told = [(config, _told_gap(group, config)) for config in best_by_lists(group)]
     answers = tuple(_answer(group, config, held) for config, held in told)
+    where = _where_sentence(group)  # always: it has what no label repeats
     if not told:
-        return FirstScreen(_headline_without(group), (), tuple(_why_nothing(group)))
+        why = tuple(_why_nothing(group))
+        return FirstScreen(_headline_without(group), (), why, lead=(where,))
     config, held = min(told, key=lambda one: _rank(one[0], one[1]))
-    lead = (_where_sentence(group), *_sentences(group, config, held))
-    return FirstScreen(_headline(group, config, held), answers, (), None, lead)
+    lead = (where, *_sentences(group, config, held))
+    return FirstScreen(_headline(group, config, held), answers, (), lead=lead)
 
 
 def task_text(group: QualityGroup) -> str:

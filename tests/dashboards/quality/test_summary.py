@@ -86,6 +86,9 @@ def test_nothing_to_compare_is_said(training: Build) -> None:
     alone = screen(training("dynnsiha", 0, **HYBRID))
     assert alone.answers == ()
     assert "No dense attention and no exact lists" in alone.notes[0]
+    changed = screen(training("dynnsiha", 0, query_tile=4, variant="lr=0.003,synthesis=linear"))
+    assert changed.notes == alone.notes
+    assert changed.lead[0].endswith(", all with lr=0.003, synthesis=linear.")
     dense = screen(training("sdpa", 0))
     assert "None of them is dynnsiha" in dense.notes[0]
     failed = screen(training("sdpa", 0, status="error", reason="x"))
