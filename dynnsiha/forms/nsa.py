@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,11 +12,13 @@ from dynnsiha.attention import KVCache, NSAConfig, cached_attention, native_spar
 from dynnsiha.attention.api import check_backend
 from dynnsiha.attention.compression import CompressionFactory
 from dynnsiha.attention.config import BRANCHES
+from dynnsiha.attention.outputs import NSAAux
 from dynnsiha.forms.layer import (
     AttentionCore,
     AttentionLayer,
     CoreRouting,
     HeadLayout,
+    causal_attention,
     linear_projections,
 )
 
@@ -81,6 +84,9 @@ class BranchGates(nn.Module):
 class SparseCore(AttentionCore):
     """Branch gates and the NSA core, with block summaries by means or by networks.
 
+    While ``selects_all`` is True, every query selects all blocks, whatever its list would be, but
+    for tokens that follow a cache (`DenseWarmup`).
+
     Args:
         d_model: width of x, which the gates read.
         layout: heads and their width.
@@ -105,6 +111,7 @@ class SparseCore(AttentionCore):
         check_backend(backend)
         self.config = config.resolved(layout.q_heads, layout.kv_heads)
         self.backend = backend
+        self.selects_all = False
         self.gates = BranchGates(d_model, layout.q_heads, gates, self.config.branches)
         self.compress_k: nn.Module | None = None
         self.compress_v: nn.Module | None = None
@@ -136,16 +143,50 @@ class SparseCore(AttentionCore):
             o, aux = cached_attention(
                 q, k, v, gates, cache, backend=self.backend, summarise=networks
             )
-        else:
-            summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
-            o, aux = native_sparse_attention(
-                *(q, k, v, gates, self.config),
-                backend=self.backend,
-                k_cmp=summaries[0],
-                v_cmp=summaries[1],
-                return_aux=True,
-            )
+            return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
+        summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
+        if self.selects_all and not return_routing and "selected" in self.config.branches:
+            return self._with_all_blocks(q, k, v, gates, *summaries), CoreRouting()
+        config = _listing_all(self.config, q.shape[1]) if self.selects_all else self.config
+        o, aux = self._attend(config, q, k, v, gates, *summaries)
         return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
+
+    def _attend(
+        self,
+        config: NSAConfig,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Tensor,
+        k_cmp: Tensor | None,
+        v_cmp: Tensor | None,
+    ) -> tuple[Tensor, NSAAux]:
+        options = {"backend": self.backend, "k_cmp": k_cmp, "v_cmp": v_cmp}
+        return native_sparse_attention(q, k, v, gates, config, return_aux=True, **options)
+
+    def _with_all_blocks(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Tensor,
+        k_cmp: Tensor | None,
+        v_cmp: Tensor | None,
+    ) -> Tensor:
+        """The output with all blocks selected: there that branch is dense attention, which torch
+        computes faster than lists of every block, and in any number of blocks."""
+        with torch.autocast(q.device.type, enabled=False):
+            selected = gates[..., 1:2] * causal_attention(q, k, v)
+        others = tuple(branch for branch in self.config.branches if branch != "selected")
+        if not others:
+            return selected
+        rest = replace(self.config, branches=others)
+        return self._attend(rest, q, k, v, gates, k_cmp, v_cmp)[0] + selected
+
+
+def _listing_all(config: NSAConfig, seq_len: int) -> NSAConfig:
+    """``config`` with lists of every block of ``seq_len`` tokens."""
+    return replace(config, top_n=max(config.top_n, -(-seq_len // config.block_size)), top_p=None)
 
 
 class NativeSparseAttention(AttentionLayer):

@@ -20,6 +20,9 @@ from dynnsiha.forms.nsa import SparseCore
 CHUNK_NUMBERS = 1 << 26
 """Dense probabilities that are in memory at once, in the queries of a chunk."""
 
+_FLOOR = 1e-30
+"""Importance beyond which nothing is taught: its inverse, times a number of candidates, is finite."""
+
 
 @dataclass(frozen=True)
 class SelectionCall:
@@ -130,7 +133,10 @@ def _divergence(looked: Tensor, pointed: Tensor) -> Tensor:
 
     Both [..., blocks] >= 0 and 0 off the candidates; only ``pointed`` has a gradient.
     """
-    tiny = torch.finfo(pointed.dtype).tiny  # an importance of 0 has no gradient either
-    shares = [part / part.sum(-1, keepdim=True).clamp(min=tiny) for part in (looked, pointed)]
-    wanted, found = (part.clamp(min=tiny).log() for part in shares)
+    # Logs of sums, not of a quotient: the gradients of the two factors overflow where importance on
+    # all candidates is next to nothing. An importance below the floor has no gradient.
+    wanted, found = (
+        part.clamp(min=_FLOOR).log() - part.sum(-1, keepdim=True).clamp(min=_FLOOR).log()
+        for part in (looked, pointed)
+    )
     return (looked * (wanted - found)).sum()

@@ -79,9 +79,7 @@ class Training:
         start_gates(model, self.variant)
         half = spec.dtype != torch.float32
         self.model: nn.Module = Autocast(model, spec.dtype) if half else model
-        self.dense_warmup = DenseWarmup(
-            self.model, spec.seq_len, dense_steps(self.steps, self.variant)
-        )
+        self.dense_warmup = DenseWarmup(self.model, dense_steps(self.steps, self.variant))
         self.optimizer = make_optimizer(self.model, self.variant)
         self.objective = make_objective(self.model, self.optimizer, self.variant)
         self.outcome = Outcome()

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -141,6 +142,19 @@ def test_low_precision_is_computed_wide_and_nothing_underflows():
         losses.append(loss)
     assert losses[1].dtype == torch.float32
     assert losses[1].isfinite()
+
+
+def test_gradients_are_finite_where_importance_of_all_candidates_vanishes():
+    """Candidates of importance exp(-46) and exp(-92), the square of the first, in float32."""
+    core = _core(NSAConfig(8, 8, 8, top_n=4, window=4), 1, 1)
+    logits = torch.zeros(40)
+    logits[8:16] = -46
+    logits[16], logits[17:24] = 50, -(92 * 8 + 50) / 7  # where dense attention looks
+    k = F.pad(logits[None, :, None, None], (0, 3)).requires_grad_()
+    q = F.pad(torch.full((1, 40, 1, 1), 2.0), (0, 3)).requires_grad_()
+    loss = selection_alignment_loss([SelectionCall(core, q, k)])
+    assert float(loss.detach()) > 1
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, (q, k)))
 
 
 def test_compression_networks_learn_too():

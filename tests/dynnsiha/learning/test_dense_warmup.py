@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynnsiha import RMSuon
+from dynnsiha import NSAConfig, RMSuon
+from dynnsiha.forms import HeadLayout
 from dynnsiha.forms.nsa import SparseCore
 from dynnsiha.learning import DenseWarmup, TextWindows, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEQ_LEN = 96
+BRANCH_SETS = [("compressed", "selected", "sliding"), ("selected", "sliding"), ("sliding",)]
 
 
 @pytest.fixture
@@ -19,14 +21,29 @@ def windows(library_source, segmenter) -> TextWindows:
     return TextWindows.of(library_source, segmenter, char_vocab=128, seq_len=SEQ_LEN, batch=2)
 
 
+def cores_of(model) -> list[SparseCore]:
+    return [module for module in model.modules() if isinstance(module, SparseCore)]
+
+
 def blocks_of(model) -> set[int]:
-    return {core.config.top_n for core in model.modules() if isinstance(core, SparseCore)}
+    """Blocks that the last token of a sequence selects, over the layers."""
+    calls, chars = [], torch.zeros(1, SEQ_LEN, dtype=torch.int64)
+    handles = [
+        core.register_forward_pre_hook(lambda module, args: calls.append((module, args)))
+        for core in cores_of(model)
+    ]
+    with torch.no_grad():
+        model(chars, chars)
+        for handle in handles:
+            handle.remove()
+        routings = [core(*args, return_routing=True)[1] for core, args in calls]
+    return {int(count) for each in routings for count in each.attention.block_counts[0, -1]}
 
 
 def trained(model, windows, *, until, out=None, resume=False, warm=2):
-    """The configuration's number of blocks in each step."""
+    """The number of blocks in each step."""
     seen = []
-    warmup = DenseWarmup(model, SEQ_LEN, warm)
+    warmup = DenseWarmup(model, warm)
 
     def before(step: int) -> None:
         warmup.before_step(step)
@@ -48,33 +65,48 @@ def trained(model, windows, *, until, out=None, resume=False, warm=2):
 def test_the_first_steps_have_all_blocks(name, small_model, windows):
     model = small_model(name)
     (few,) = blocks_of(model)
-    size = next(c.config.block_size for c in model.modules() if isinstance(c, SparseCore))
-    every = SEQ_LEN // size
+    every = SEQ_LEN // cores_of(model)[0].config.block_size
     assert few < every, "the model would select all blocks anyway"
     assert trained(model, windows, until=4) == [every, every, few, few]
     assert blocks_of(model) == {few}
 
 
-def test_with_all_blocks_the_selected_branch_is_dense_attention(small_model):
-    model = small_model("nsa")
-    core = next(c for c in model.modules() if isinstance(c, SparseCore))
-    warmup = DenseWarmup(model, SEQ_LEN, 1)
-    q, k, v = (torch.randn(1, SEQ_LEN, heads, 16) for heads in (2, 2, 2))
-    x = torch.randn(1, SEQ_LEN, core.gates.linear.in_features)
-    dense = torch.nn.functional.scaled_dot_product_attention(
-        *(part.transpose(1, 2) for part in (q, k, v)), is_causal=True
-    ).transpose(1, 2)
-    with torch.no_grad():
-        core.gates.linear.weight.zero_()
-        core.gates.linear.bias.copy_(torch.tensor([-100.0, 100.0, -100.0] * core.gates.q_heads))
-        assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
-        warmup.before_step(1)
-        torch.testing.assert_close(core(q, k, v, x)[0], dense, atol=1e-4, rtol=1e-4)
-        with warmup.ended():
-            assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
-        torch.testing.assert_close(core(q, k, v, x)[0], dense, atol=1e-4, rtol=1e-4)
-        warmup.before_step(2)
-        assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("branches", [*BRANCH_SETS, ("selected",)])
+@pytest.mark.parametrize("query_tile", [1, 4])
+def test_it_is_what_lists_of_all_blocks_give(kv_heads, branches, query_tile):
+    """The lists of the routing against the dense attention in their place, and its gradients."""
+    config = NSAConfig(8, 8, 8, top_n=4, window=8, query_tile=query_tile, branches=branches)
+    core = SparseCore(16, HeadLayout.of(16, 2, kv_heads, 8), config).double()
+    torch.manual_seed(0)
+    shapes = ((2, 8), (kv_heads, 8), (kv_heads, 8), (16,))
+    parts = [torch.randn(2, 61, *s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    DenseWarmup(core, 1).before_step(1)
+    dense, nothing = core(*parts)
+    listed, routing = core(*parts, return_routing=True)
+    assert nothing.attention is None
+    if "selected" in branches:
+        assert routing.attention.block_counts[:, -1].eq(8).all()
+    torch.testing.assert_close(dense, listed)
+    weight = torch.randn_like(dense)
+    grads = [torch.autograd.grad((o * weight).sum(), parts) for o in (dense, listed)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_only_the_warm_up_selects_all():
+    core = SparseCore(16, HeadLayout.of(16, 2, 2, 8), NSAConfig(8, 8, 8, top_n=4, window=8))
+    parts = [torch.randn(1, 64, *shape) for shape in ((2, 8), (2, 8), (2, 8), (16,))]
+    warmup = DenseWarmup(core, 1)
+    few = core(*parts)[0]
+    warmup.before_step(1)
+    every = core(*parts)[0]
+    assert not torch.allclose(few, every, atol=1e-3)
+    with warmup.ended():
+        assert torch.equal(core(*parts)[0], few)
+    assert torch.equal(core(*parts)[0], every)
+    warmup.before_step(2)
+    assert torch.equal(core(*parts)[0], few)
 
 
 def test_a_resumed_run_goes_on_where_it_was(small_model, windows, tmp_path):
@@ -88,13 +120,12 @@ def test_a_resumed_run_goes_on_where_it_was(small_model, windows, tmp_path):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("seq_len", "steps", "name"), [(0, 1, "seq_len=0"), (8, -1, "steps=-1")])
-def test_numbers_out_of_range_are_named(small_model, seq_len, steps, name):
-    with pytest.raises(ValueError, match=f"{name}: must be at least"):
-        DenseWarmup(small_model("nsa"), seq_len, steps)
+def test_a_number_out_of_range_is_named(small_model):
+    with pytest.raises(ValueError, match="steps=-1: must be at least 0"):
+        DenseWarmup(small_model("nsa"), -1)
 
 
 def test_a_dense_model_stays_as_it_is(small_model):
     model = small_model("dimension")
-    DenseWarmup(model, SEQ_LEN, 2).before_step(1)
+    DenseWarmup(model, 2).before_step(1)
     assert blocks_of(model) == set()

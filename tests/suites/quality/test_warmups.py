@@ -83,12 +83,12 @@ def test_all_blocks_are_selected_for_the_first_share_of_the_steps(tiny_case, pro
     core = next(m for m in training.model.modules() if isinstance(m, SparseCore))
     seen = {True: [], False: []}
     handle = core.register_forward_pre_hook(
-        lambda module, args: seen[module.training].append(module.config.top_n)
+        lambda module, args: seen[module.training].append(module.selects_all)
     )
     training.run()
     handle.remove()
-    assert seen[True] == [8, 8, 5, 5]
-    assert set(seen[False]) == {5}, "asked as it will be used"
+    assert seen[True] == [True, True, False, False]
+    assert set(seen[False]) == {False}, "asked as it will be used"
 
 
 def test_dense_steps_are_a_share_of_all():
