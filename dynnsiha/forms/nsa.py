@@ -22,6 +22,8 @@ from dynnsiha.forms.layer import (
     linear_projections,
 )
 
+_QKV = tuple[Tensor, Tensor, Tensor]
+_Summaries = tuple[Tensor | None, Tensor | None]
 GateKind = Literal["sigmoid", "softmax"]
 GateStart = Literal["even", "sliding"]
 # "sliding": a new layer reads its window first, the other branches start at sigmoid(-2) = 0.12.
@@ -146,42 +148,32 @@ class SparseCore(AttentionCore):
             return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
         summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
         if self.selects_all and not return_routing and "selected" in self.config.branches:
-            return self._with_all_blocks(q, k, v, gates, *summaries), CoreRouting()
+            return self._with_all_blocks((q, k, v), gates, summaries), CoreRouting()
         config = _listing_all(self.config, q.shape[1]) if self.selects_all else self.config
-        o, aux = self._attend(config, q, k, v, gates, *summaries)
+        o, aux = self._attend(config, (q, k, v), gates, summaries)
         return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
 
     def _attend(
-        self,
-        config: NSAConfig,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gates: Tensor,
-        k_cmp: Tensor | None,
-        v_cmp: Tensor | None,
+        self, config: NSAConfig, qkv: _QKV, gates: Tensor, summaries: _Summaries
     ) -> tuple[Tensor, NSAAux]:
-        options = {"backend": self.backend, "k_cmp": k_cmp, "v_cmp": v_cmp}
-        return native_sparse_attention(q, k, v, gates, config, return_aux=True, **options)
+        return native_sparse_attention(
+            *(*qkv, gates, config),
+            backend=self.backend,
+            k_cmp=summaries[0],
+            v_cmp=summaries[1],
+            return_aux=True,
+        )
 
-    def _with_all_blocks(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gates: Tensor,
-        k_cmp: Tensor | None,
-        v_cmp: Tensor | None,
-    ) -> Tensor:
-        """The output with all blocks selected: there that branch is dense attention, which torch
+    def _with_all_blocks(self, qkv: _QKV, gates: Tensor, summaries: _Summaries) -> Tensor:
+        """The output with all blocks selected: that branch is then dense attention, which torch
         computes faster than lists of every block, and in any number of blocks."""
-        with torch.autocast(q.device.type, enabled=False):
-            selected = gates[..., 1:2] * causal_attention(q, k, v)
+        with torch.autocast(gates.device.type, enabled=False):
+            selected = (gates[..., 1:2] * causal_attention(*qkv)).to(qkv[0].dtype)
         others = tuple(branch for branch in self.config.branches if branch != "selected")
         if not others:
             return selected
         rest = replace(self.config, branches=others)
-        return self._attend(rest, q, k, v, gates, k_cmp, v_cmp)[0] + selected
+        return self._attend(rest, qkv, gates, summaries)[0] + selected
 
 
 def _listing_all(config: NSAConfig, seq_len: int) -> NSAConfig:

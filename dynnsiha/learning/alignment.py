@@ -21,7 +21,7 @@ CHUNK_NUMBERS = 1 << 26
 """Dense probabilities that are in memory at once, in the queries of a chunk."""
 
 _FLOOR = 1e-30
-"""Importance below which nothing is taught: the inverse is finite, times any count of candidates."""
+"""Importance below which nothing is taught: its inverse, times a number of blocks, is finite."""
 
 
 @dataclass(frozen=True)
