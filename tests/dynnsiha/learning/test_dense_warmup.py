@@ -73,10 +73,10 @@ def test_the_first_steps_have_all_blocks(name, small_model, windows):
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("branches", [*BRANCH_SETS, ("selected",)])
-@pytest.mark.parametrize("query_tile", [1, 4])
-def test_it_is_what_lists_of_all_blocks_give(kv_heads, branches, query_tile):
+@pytest.mark.parametrize("options", [{}, {"query_tile": 4}, {"differentiable_topk": True}])
+def test_it_is_what_lists_of_all_blocks_give(kv_heads, branches, options):
     """The lists of the routing against the dense attention in their place, and its gradients."""
-    config = NSAConfig(8, 8, 8, top_n=4, window=8, query_tile=query_tile, branches=branches)
+    config = NSAConfig(8, 8, 8, top_n=4, window=8, branches=branches, **options)
     core = SparseCore(16, HeadLayout.of(16, 2, kv_heads, 8), config).double()
     torch.manual_seed(0)
     shapes = ((2, 8), (kv_heads, 8), (kv_heads, 8), (16,))
