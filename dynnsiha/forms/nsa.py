@@ -145,16 +145,19 @@ class SparseCore(AttentionCore):
             o, aux = cached_attention(
                 q, k, v, gates, cache, backend=self.backend, summarise=networks
             )
-            return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
-        summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
-        config = self.config
-        if self.selects_all:
-            # Lists are asked for, or have a gradient of their own; else they are a detour.
-            if not (return_routing or config.differentiable_topk):
+        else:
+            summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
+            if self.selects_all and not (return_routing or self._needs_lists):
                 return self._with_all_blocks((q, k, v), gates, summaries), CoreRouting()
-            config = _listing_all(config, q.shape[1])
-        o, aux = self._attend(config, (q, k, v), gates, summaries)
+            config = _listing_all(self.config, q.shape[1]) if self.selects_all else self.config
+            o, aux = self._attend(config, (q, k, v), gates, summaries)
         return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
+
+    @property
+    def _needs_lists(self) -> bool:
+        """Whether dense attention cannot stand for lists of all blocks: their choice has a gradient
+        of its own, or there is no branch that selects."""
+        return self.config.differentiable_topk or "selected" not in self.config.branches
 
     def _attend(
         self, config: NSAConfig, qkv: _QKV, gates: Tensor, summaries: _Summaries
@@ -170,8 +173,6 @@ class SparseCore(AttentionCore):
     def _with_all_blocks(self, qkv: _QKV, gates: Tensor, summaries: _Summaries) -> Tensor:
         """The output with all blocks selected: that branch is then dense attention, which torch
         computes faster than lists of every block, and in any number of blocks."""
-        if "selected" not in self.config.branches:
-            return self._attend(self.config, qkv, gates, summaries)[0]
         with torch.autocast(gates.device.type, enabled=False):
             selected = (gates[..., 1:2] * causal_attention(*qkv)).to(qkv[0].dtype)
         others = tuple(branch for branch in self.config.branches if branch != "selected")

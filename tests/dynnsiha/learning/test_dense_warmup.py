@@ -94,19 +94,26 @@ def test_it_is_what_lists_of_all_blocks_give(kv_heads, branches, options):
         torch.testing.assert_close(one, other)
 
 
-def test_only_the_warm_up_selects_all():
-    core = SparseCore(16, HeadLayout.of(16, 2, 2, 8), NSAConfig(8, 8, 8, top_n=4, window=8))
-    parts = [torch.randn(1, 64, *shape) for shape in ((2, 8), (2, 8), (2, 8), (16,))]
-    warmup = DenseWarmup(core, 1)
-    few = core(*parts)[0]
-    warmup.before_step(1)
-    every = core(*parts)[0]
-    assert not torch.allclose(few, every, atol=1e-3)
-    with warmup.ended():
-        assert torch.equal(core(*parts)[0], few)
-    assert torch.equal(core(*parts)[0], every)
-    warmup.before_step(2)
-    assert torch.equal(core(*parts)[0], few)
+def test_with_all_blocks_the_selected_branch_is_dense_attention(small_model):
+    model = small_model("nsa")
+    core = cores_of(model)[0]
+    warmup = DenseWarmup(model, 1)
+    q, k, v = (torch.randn(1, SEQ_LEN, heads, 16) for heads in (2, 2, 2))
+    x = torch.randn(1, SEQ_LEN, core.gates.linear.in_features)
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        *(part.transpose(1, 2) for part in (q, k, v)), is_causal=True
+    ).transpose(1, 2)
+    with torch.no_grad():
+        core.gates.linear.weight.zero_()
+        core.gates.linear.bias.copy_(torch.tensor([-100.0, 100.0, -100.0] * core.gates.q_heads))
+        assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
+        warmup.before_step(1)
+        torch.testing.assert_close(core(q, k, v, x)[0], dense, atol=1e-4, rtol=1e-4)
+        with warmup.ended():
+            assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
+        torch.testing.assert_close(core(q, k, v, x)[0], dense, atol=1e-4, rtol=1e-4)
+        warmup.before_step(2)
+        assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
 
 
 def test_a_resumed_run_goes_on_where_it_was(small_model, windows, tmp_path):
