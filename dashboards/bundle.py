@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -75,15 +74,8 @@ def settings_json() -> Markup:
         for name in ("light", "dark")
     }
     return script_json(
-        {"themes": themes, "schema": schema_json(), "caseFigure": figure_json(case_figure())}
+        {"themes": themes, "schema": schema_json(), "caseFigure": case_figure().json}
     )
-
-
-def figure_json(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout; the page adds the template of its theme."""
-    content = figure.to_plotly_json()
-    content["layout"].pop("template", None)
-    return {"data": content["data"], "layout": content["layout"]}
 
 
 def script_json(value: Any) -> Markup:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dynbench.dashboards.frame import QUALITY_SUITE
 from dynbench.dashboards.labels import shape_text, value_text
 from dynbench.dashboards.model import Facet, Line
-from dynbench.dashboards.samples import SAMPLE_COLUMNS, numbers_of, short
+from dynbench.dashboards.samples import SAMPLE_COLUMNS, numbers_of, shortened
 from dynbench.dashboards.text import (
     cell_text,
     command_text,
@@ -68,35 +70,16 @@ def cases_json(facet: Facet, whole: Collection[int] | None = None) -> dict[str, 
     themselves, or ``{"words", "codes"}`` where words come again.
     """
     rows = facet.rows
-    kept = pd.Series(True, index=rows.index) if whole is None else rows.index.isin(list(whole))
-    shared: dict[str, Any] = {}
-    columns: dict[str, Any] = {}
-    for name, column in COLUMNS.items():
-        if column.kind == "floats":
-            continue
-        values = rows[name]
-        listed: list[Any]
-        if column.kind in ("int", "float"):
-            listed = _numbers(values, column.kind == "int")
-        else:
-            texts = values.tolist()  # most come again and again
-            shown = {text: _text(name, text) or None for text in set(texts)}
-            listed = [shown[text] for text in texts]
-        distinct = set(listed)
-        if len(distinct) == 1:
-            (value,) = distinct
-            if value is not None:
-                shared[name] = value
-            continue
-        if name not in BRIEF_COLUMNS:
-            listed = [v if keep else None for v, keep in zip(listed, kept, strict=True)]
-        columns[name] = listed if column.kind in ("int", "float") else _words(listed)
+    places = rows.index.tolist()
+    kept = np.array([whole is None or place in whole for place in places])
+    shared, columns = _numbers(rows, kept)
+    shared_texts, columns_of_text = _texts(rows, kept)
     return {
-        "rows": [int(place) for place in rows.index],
-        "lines": [int(line) for line in rows["line"]],
-        "shared": shared,
-        "columns": columns,
-        "brief": [int(place) for place in rows.index[~kept]] if whole is not None else [],
+        "rows": places,
+        "lines": rows["line"].tolist(),
+        "shared": shared | shared_texts,
+        "columns": columns | columns_of_text,
+        "brief": rows.index[~kept].tolist(),
     }
 
 
@@ -135,18 +118,48 @@ def facts_of(facet: Facet, machine: str) -> dict[str, str]:
 
 def samples_json(rows: pd.DataFrame, places: Iterable[int]) -> dict[int, list[list[float] | None]]:
     """The lists of ``SAMPLE_COLUMNS`` of each row that has samples."""
-    chosen = rows.loc[rows.index.isin(list(places)), list(SAMPLE_COLUMNS)]
+    chosen = rows.loc[sorted(set(places).intersection(rows.index.tolist())), list(SAMPLE_COLUMNS)]
+    columns = [chosen[name].tolist() for name in SAMPLE_COLUMNS]
     return {
-        int(place): lists
-        for place, *held in chosen.itertuples()
+        place: lists
+        for place, *held in zip(chosen.index.tolist(), *columns, strict=True)
         if (lists := [numbers_of(values) for values in held])[0]
     }
 
 
-def _numbers(values: pd.Series, whole: bool) -> list[float | int | None]:
-    if whole:
-        return [None if value != value else int(value) for value in values.tolist()]
-    return [None if value != value else short(value) for value in values.tolist()]
+def _numbers(rows: pd.DataFrame, kept: NDArray[np.bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers that all rows share, and the other columns; decimals are shortened."""
+    shared: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
+    for kind in ("int", "float"):
+        names = [name for name, column in COLUMNS.items() if column.kind == kind]
+        values = rows[names].to_numpy(np.float64)
+        known = ~np.isnan(values)
+        exact = shortened(values) if kind == "float" else np.where(known, values, 0).astype(int)
+        same = (exact == exact[0]).all(axis=0) & known.all(axis=0)
+        shared |= {names[place]: exact[0, place].item() for place in np.flatnonzero(same)}
+        for place in np.flatnonzero(known.any(axis=0) & ~same):
+            name, told = names[place], known[:, place]
+            told = told if name in BRIEF_COLUMNS else told & kept
+            held = zip(exact[:, place].tolist(), told.tolist(), strict=True)
+            columns[name] = [value if has else None for value, has in held]
+    return shared, columns
+
+
+def _texts(rows: pd.DataFrame, kept: NDArray[np.bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of the other columns but those of samples, as the page shows them."""
+    shared: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
+    names = [name for name, c in COLUMNS.items() if c.kind in ("string", "strings", "bool")]
+    for name, values in zip(names, rows[names].to_numpy(object).T, strict=True):
+        distinct = set(values)
+        if len(distinct) > 1:
+            told = values if name in BRIEF_COLUMNS else np.where(kept, values, "")
+            shown = {text: _text(name, text) or None for text in set(told)}
+            columns[name] = _words([shown[text] for text in told])
+        elif text := _text(name, *distinct):
+            shared[name] = text
+    return shared, columns
 
 
 def _text(name: str, text: str) -> str:

@@ -15,6 +15,7 @@ from dynbench.dashboards.change import Changes
 from dynbench.dashboards.errors import ReportError
 from dynbench.dashboards.figures.answer import answer_figure
 from dynbench.dashboards.figures.change import change_figure
+from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.figures.history import history_figure
 from dynbench.dashboards.history import HistoryGroup
 from dynbench.dashboards.labels import facet_titles
@@ -101,21 +102,18 @@ def quality_figures_of(
             yield _name(names, title, view, heading), alone(figure)
 
 
-def alone(figure: go.Figure) -> go.Figure:
+def alone(figure: Figure) -> go.Figure:
     """The figure on white, with room for its legend, which the page's script gives it else."""
-    content = figure.to_plotly_json()
-    layout = content["layout"]
+    layout = figure.layout
     rows = _legend_rows(layout.get("meta", {}).get("entries", ()))
-    margin = {**layout["margin"], "b": layout["margin"]["b"] + 20 * rows}
-    layout |= {
-        "template": theme.template("light"),
-        "paper_bgcolor": "#ffffff",
-        "width": WIDTH_PX,
-        "height": layout["height"] + 20 * rows,
-        "margin": margin,
-    }
-    swaps = theme.SWAPS["light"]
-    return go.Figure(data=_swapped(content["data"], swaps), layout=layout)
+    swapped = Figure(_swapped(figure.data, theme.SWAPS["light"]), layout)
+    return swapped.plotly(
+        template=theme.template("light"),
+        paper_bgcolor="#ffffff",
+        width=WIDTH_PX,
+        height=layout["height"] + 20 * rows,
+        margin={**layout["margin"], "b": layout["margin"]["b"] + 20 * rows},
+    )
 
 
 def _legend_rows(entries: Sequence[int]) -> int:

@@ -7,9 +7,11 @@ and a panel has *lines*: rows that differ in sequence length (and repetition) on
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dynbench.dashboards.stages import joined_stages
@@ -163,10 +165,9 @@ def points(plain: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
     """One record per line and length with a number: rows of repeated runs joined.
 
     Medians of medians and of speed-ups, the widest quartiles, the sum of samples, the largest
-    memory and error, medians of stages; ``rows`` and ``runs`` count what was joined, ``case`` is
-    the place of the newest, ``baseline_rows`` and ``baseline_samples`` count what the speed-up is
-    over. Only ``ok`` rows count: an
-    output beyond its tolerance has no speed.
+    memory and error, medians of ``stages``; ``rows`` and ``runs`` count what was joined, ``case``
+    is the place of the newest, ``baseline_rows`` and ``baseline_samples`` count what the speed-up
+    is over. Only ``ok`` rows count: an output beyond its tolerance has no speed.
     """
     place = ["line", "length"]
     ok = measured(plain)
@@ -176,12 +177,15 @@ def points(plain: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
     result = grouped.agg(_POINT_AGGREGATES)
     result["rows"], result["runs"] = grouped.size(), grouped["run_id"].nunique()
     result["case"] = rows.index.to_series().groupby([rows[name] for name in place]).max()
-    told = rows[rows["stages_ms"] != ""]
-    result["stages_ms"] = told.groupby(place)["stages_ms"].agg(joined_stages)
+    texts: dict[tuple[int, float], list[str]] = defaultdict(list)
+    for line, length, text in zip(*(rows[c].tolist() for c in (*place, "stages_ms")), strict=True):
+        texts[line, length].append(text)
+    stages = [joined_stages(texts[key]) for key in result.index]
+    result["stages"] = pd.Series(stages, index=result.index, dtype=object)
     used = rows.drop_duplicates([*place, "baseline_run"]).groupby(place)
     for name in ("baseline_rows", "baseline_samples"):
         result[name] = used[name].sum()
-    return result.fillna({"stages_ms": ""}).reset_index()
+    return result.reset_index()
 
 
 def with_speedups(rows: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame:
@@ -220,13 +224,15 @@ def measured(plain: pd.DataFrame) -> pd.DataFrame:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """The distinct values that are neither missing nor empty, in the order of their first place."""
-    return [value for value in dict.fromkeys(values) if value != "" and not pd.isna(value)]
+    """The distinct values but None, NaN and empty text, in the order of their first place."""
+    values = values.unique().tolist() if isinstance(values, pd.Series) else values
+    known = (value for value in values if value is not None and value == value and value != "")
+    return list(dict.fromkeys(known))
 
 
 def number(value: float) -> float | None:
     """``value``, or None for NaN."""
-    return None if pd.isna(value) else float(value)
+    return float(value) if value == value else None
 
 
 def _key(name: str) -> str:
@@ -246,10 +252,9 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         return pd.Series(column.to_numpy(dtype=object), index=index, dtype=object)
     if kind == "strings":
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
-    texts = column.to_numpy(dtype=object)  # most come again and again
-    shown = {text: _text(text) for text in {v for v in texts if type(v) is str}}
-    listed = [shown[v] if type(v) is str else _text(v) for v in texts]
-    return pd.Series(listed, index=index, dtype=object)
+    codes, texts = pd.factorize(column.to_numpy(dtype=object))  # most come again and again
+    shown = np.array([*map(_text, texts), ""], dtype=object)  # the last for code -1: nothing there
+    return pd.Series(shown[codes], index=index, dtype=object)
 
 
 def _list_text(values: Any) -> str:
@@ -260,7 +265,7 @@ def _list_text(values: Any) -> str:
 
 def _text(value: Any) -> str:
     """The value as text that UTF-8 can hold (half a surrogate pair is spelt out); "" for none."""
-    if value is None or bool(pd.isna(value)):
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
         return ""
     text = str(value)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

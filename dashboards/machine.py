@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from dynbench.dashboards.frame import distinct
@@ -106,9 +107,9 @@ def _clocks(rows: pd.DataFrame) -> tuple[Fact, ...]:
 
 def _disturbed(rows: pd.DataFrame) -> str:
     """How many rows were taken beside other work on the device, and which work that was."""
-    names = ["device", "other_gpu_processes", "other_cpu_share"]
-    known = rows[names].astype(object).where(rows[names].notna(), None)
-    records = ({str(name): row[name] for name in names} for row in known.to_dict("records"))
+    names = ("device", "other_gpu_processes", "other_cpu_share")
+    columns = ([None if v != v else v for v in rows[name].tolist()] for name in names)
+    records = (dict(zip(names, held, strict=True)) for held in zip(*columns, strict=True))
     found = [text for record in records if (text := disturbance(record))]
     if not found:
         return ""
@@ -142,12 +143,12 @@ def _values(
 
 def _span(values: pd.Series) -> str:
     """Median, with the extremes where they differ."""
-    known = values.dropna()
-    if known.empty:
+    known = values.to_numpy(np.float64)
+    known = known[~np.isnan(known)]
+    if not len(known):
         return ""
-    low, middle, high = (
-        plain_text(float(v), 4) for v in (known.min(), known.median(), known.max())
-    )
+    ends = (known.min(), np.median(known), known.max())
+    low, middle, high = (plain_text(float(value), 4) for value in ends)
     return middle if low == high else f"{middle} ({low} to {high})"
 
 

@@ -236,7 +236,7 @@ def _points(records: pd.DataFrame) -> dict[int, list[Point]]:
                 runs=int(row["runs"]),
                 baseline_rows=int(row["baseline_rows"]),
                 baseline_samples=int(row["baseline_samples"]),
-                stages=breakdown(row["stages_ms"], float(row["latency_ms"])),
+                stages=breakdown(row["stages"], float(row["latency_ms"])),
                 case=int(row["case"]),
                 **{
                     name: frames.number(row[name])

@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import plotly.graph_objects as go
 from markupsafe import Markup
 
-from dynbench.dashboards.bundle import environment, figure_json, packed, packed_json
+from dynbench.dashboards.bundle import environment, packed, packed_json
 from dynbench.dashboards.cases import cases_json, lines_json, samples_json
 from dynbench.dashboards.change import Changes, change_table
 from dynbench.dashboards.figures.answer import answer_figure
 from dynbench.dashboards.figures.change import change_figure
+from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.figures.history import history_figure, history_table
 from dynbench.dashboards.history import HistoryGroup, homes_of
 from dynbench.dashboards.history import headline as history_headline
@@ -124,7 +124,7 @@ class Drawn:
     """The figures of a part, in the order in which its slots count them."""
 
     key: str
-    figures: list[go.Figure] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
 
     def slot(
         self, view: str, place: int, heading: str, aria: str, figure: Any, table: Table | None
@@ -135,14 +135,14 @@ class Drawn:
         if figure is not None:
             number = len(self.figures)
             self.figures.append(figure)
-        height_px = int(figure.layout.height) if figure is not None else 0
+        height_px = int(figure.layout["height"]) if figure is not None else 0
         return Slot(id_, heading, aria, number, height_px, block_of(table, f"{id_}-table"))
 
     def packed(
         self, lines: Mapping[int, Sequence[str]], homes: Mapping[int, int] | None = None
     ) -> str:
         """All figures, the lines that the filters know, and where rows of other parts are."""
-        figures = [figure_json(figure) for figure in self.figures]
+        figures = [figure.json for figure in self.figures]
         return packed_json({"figures": figures, "lines": lines, "homes": homes or {}})
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dynbench.dashboards.model import Facet, Line, Panel, Point
 from dynbench.dashboards.text import number_text, whole_text
 
@@ -31,12 +34,29 @@ def numbers_of(values: Any) -> list[float] | None:
     """A list of a row as finite numbers of six digits; None where it has none."""
     if values is None or isinstance(values, (str, float)) or len(values) == 0:
         return None
-    return [short(float(value)) for value in values if value is not None and value == value]
+    numbers = np.asarray(values, dtype=np.float64)  # None becomes NaN
+    held: list[float] = shortened(numbers[~np.isnan(numbers)]).tolist()
+    return held
 
 
 def short(value: float) -> float:
     """A number with six significant digits: a page of many numbers stays small."""
     return float(f"{value:.{_DIGITS}g}")
+
+
+def shortened(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``short`` of each; NaN and infinities stay."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decimals = _DIGITS - 1 - np.floor(np.log10(np.abs(values)))
+    # Up to 22 a power of ten is exact, so the one rounding of product or quotient is the last one.
+    plain = np.abs(decimals) <= 22
+    power = 10.0 ** np.abs(np.where(plain, decimals, 0.0))
+    up = decimals >= 0
+    whole = np.rint(np.where(up, values * power, values / power))
+    result = np.where(plain, np.where(up, whole / power, whole * power), values)
+    far = ~plain & np.isfinite(values) & (values != 0)
+    result[far] = [short(value) for value in values[far].tolist()]
+    return result
 
 
 def drift(samples_ms: list[float]) -> float | None:

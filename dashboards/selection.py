@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from dynbench.dashboards.compare import FOCUS, best_by_lists
@@ -57,21 +58,19 @@ def rows_that_matter(facets: Sequence[Facet], limit: int = SAMPLED_ROWS) -> set[
     of the first facets before later ones and of the forward pass before others; then older
     repetitions, the newest first. Only rows with samples count.
     """
-    ranked: list[tuple[tuple[Any, ...], int]] = []
+    ranked: list[tuple[str, tuple[Any, ...], int]] = []
     for order, facet in enumerate(facets):
         newest = {point.case for p in facet.panels for line in p.lines for point in line.points}
-        columns = ["provider", "pass", "samples_ms", "started_at"]
-        for place, provider, pass_, samples, started_at in facet.rows[columns].itertuples():
+        names = ("provider", "pass", "samples_ms", "started_at")
+        columns = [facet.rows[name].tolist() for name in names]
+        rows = zip(facet.rows.index.tolist(), *columns, strict=True)
+        for place, provider, pass_, samples, started_at in rows:
             if samples is None or isinstance(samples, (str, float)) or len(samples) == 0:
                 continue
             compared = base_name(provider) == FOCUS or provider == facet.baseline
             rank = PASS_ORDER.index(pass_) if pass_ in PASS_ORDER else len(PASS_ORDER)
-            key = (place not in newest, order, not compared, rank, _reverse(started_at), place)
-            ranked.append((key, int(place)))
-    ranked.sort()
-    return {place for _, place in ranked[:limit]}
-
-
-def _reverse(text: str) -> tuple[int, ...]:
-    """Sorts texts downwards."""
-    return tuple(-ord(character) for character in text[:32])
+            key = (place not in newest, order, not compared, rank)
+            ranked.append((started_at, key, place))
+    ranked.sort(key=itemgetter(0), reverse=True)
+    ranked.sort(key=itemgetter(1))  # stable: equal ones stay with the newest first
+    return {place for *_, place in ranked[:limit]}

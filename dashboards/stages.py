@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dynbench.dashboards.text import label_text
@@ -42,17 +42,17 @@ class Breakdown:
         return f"{100 * self.share(ms):.0f} %"
 
 
-def breakdown(stages_ms: str | None, whole_ms: float | None) -> Breakdown | None:
-    """The stages of a row; None where it has none (or holds something else in that column)."""
-    if not stages_ms or not whole_ms or not whole_ms > 0:
-        return None
-    parts = parse_stages(stages_ms)
-    parts.pop(OTHER, None)  # what a backend calls so is not named: it counts as what is left
-    return Breakdown(tuple(parts.items()), whole_ms) if parts else None
+def breakdown(stages: Mapping[str, float], whole_ms: float | None) -> Breakdown | None:
+    """The stages of a call whose median is ``whole_ms``; None without one of both."""
+    # What a backend calls "other" is not named: it counts as what is left.
+    parts = tuple((name, ms) for name, ms in stages.items() if name != OTHER)
+    return Breakdown(parts, whole_ms) if parts and whole_ms and whole_ms > 0 else None
 
 
-def parse_stages(stages_ms: str) -> dict[str, float]:
+def parse_stages(stages_ms: str | None) -> dict[str, float]:
     """Milliseconds by stage; empty for what is no JSON object of times."""
+    if not stages_ms:
+        return {}
     try:
         found = json.loads(stages_ms)
     except ValueError:
@@ -62,12 +62,13 @@ def parse_stages(stages_ms: str) -> dict[str, float]:
     return {label_text(name): float(ms) for name, ms in found.items()}
 
 
-def joined_stages(texts: Iterable[str]) -> str:
+def joined_stages(texts: Iterable[str]) -> dict[str, float]:
     """The stages of several rows as those of one: medians over the rows that have the stage."""
-    held = [found for text in texts if (found := parse_stages(text))]
-    names = dict.fromkeys(name for found in held for name in found)
-    medians = {name: statistics.median(f[name] for f in held if name in f) for name in names}
-    return json.dumps(medians) if medians else ""
+    held: dict[str, list[float]] = {}
+    for text in texts:
+        for name, ms in parse_stages(text).items():
+            held.setdefault(name, []).append(ms)
+    return {name: statistics.median(times) for name, times in held.items()}
 
 
 def _is_time(value: object) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dynbench.dashboards.stages import breakdown
+from dynbench.dashboards.stages import breakdown, parse_stages
 from dynbench.dashboards.text import (
     branches_text,
     bytes_text,
@@ -231,7 +231,7 @@ def stages_table(frame: pd.DataFrame) -> Table | None:
     Shares are of the whole call's median; ``other`` is what it has beyond the sum of the stages.
     """
     rows = _records(frame)
-    found = [(row, breakdown(row["stages_ms"], row["latency_ms"])) for row in rows]
+    found = [(row, breakdown(parse_stages(row["stages_ms"]), row["latency_ms"])) for row in rows]
     told = [(row, parts) for row, parts in found if parts is not None]
     if not told:
         return None

@@ -29,6 +29,8 @@ _SPACES = re.compile(r"[\t\n\r\f\v]+")
 
 def visible(text: str) -> str:
     """``text`` on one line, its unseen characters spelt out (``<U+202E>`` in angle quotes)."""
+    if text.isascii() and text.isprintable():  # nearly all text of a report
+        return text.strip()
     return _spell_out(_SPACES.sub(" ", text).strip())
 
 
@@ -81,14 +83,9 @@ def number_text(value: float | None, digits: int = 3) -> str:
         return ""
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    if magnitude < -4:
-        return f"{value:.{digits - 1}e}"
-    decimals = max(0, digits - 1 - magnitude)
-    rounded = round(value, decimals)
-    if rounded and math.floor(math.log10(abs(rounded))) > magnitude:
-        decimals = max(0, decimals - 1)
-    return f"{rounded:.{decimals}f}"
+    text = f"{value:.{digits - 1}e}"
+    magnitude = int(text.partition("e")[2])  # after rounding: 9.999 has that of 10.0
+    return text if magnitude < -4 else f"{value:.{max(0, digits - 1 - magnitude)}f}"
 
 
 def plain_text(value: float | None, digits: int = 3) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures import (
     error,
     heatmap,
@@ -19,6 +17,7 @@ from dynbench.dashboards.figures import (
     stages,
     throughput,
 )
+from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.model import Facet, Failure, Line, Panel, Point
 from dynbench.dashboards.tables import (
     Table,
@@ -40,7 +39,7 @@ class View:
     direction: str
     note: str
     unit: str  # of the cells of the table, for its caption
-    draw: Callable[[Facet, Panel], go.Figure | None]
+    draw: Callable[[Facet, Panel], Figure | None]
     cell: Callable[[Panel, Line, Point], str]
     failure: Callable[[Failure], str] = status_text
     only_sparse: bool = False  # whether dense lines have no place here

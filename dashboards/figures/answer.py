@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.compare import Comparison, best_by_lists
 from dynbench.dashboards.figures.common import (
     LEGEND_OF_LINES,
+    Figure,
     Series,
     Trace,
     figure_of,
@@ -84,7 +83,7 @@ class _Plot:
         return self.area.top + place * (self.area.bottom - self.area.top)
 
 
-def answer_figure(facet: Facet) -> go.Figure | None:
+def answer_figure(facet: Facet) -> Figure | None:
     """Speed-up of the best line of each list kind over length, a plot per pass; None without any.
 
     The bars span the quartiles; above 1, in the green field, the line is faster than the baseline.

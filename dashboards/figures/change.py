@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.change import ORDER, Changes
-from dynbench.dashboards.figures.common import LEGEND_BELOW, Trace, figure_of
+from dynbench.dashboards.figures.common import LEGEND_BELOW, Figure, Trace, figure_of
 from dynbench.dashboards.text import label_text, plot_text, time_text
 from dynbench.dashboards.theme import MUTED, OKABE_ITO
 
@@ -23,7 +21,7 @@ _MARKS = {  # verdict: colour and symbol, so that neither is needed to read the 
 }
 
 
-def change_figure(changes: Changes) -> go.Figure | None:
+def change_figure(changes: Changes) -> Figure | None:
     """The change of each case in per cent, the largest first; None where none has two latencies."""
     found = [record for record in changes.ordered if record["change"] is not None]
     shown = sorted(found, key=lambda record: -abs(record["change"]))[:MAX_CASES]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures.common import (
+    Figure,
     Path,
     Trace,
     finished,
@@ -21,7 +20,7 @@ from dynbench.dashboards.tables import status_text
 from dynbench.dashboards.text import number_text, plain_text
 
 
-def error_figure(panel: Panel) -> go.Figure | None:
+def error_figure(panel: Panel) -> Figure | None:
     """RMS error over length with its tolerance; rows beyond it are crosses. None without any."""
     lines = [
         line
@@ -55,7 +54,7 @@ def error_figure(panel: Panel) -> go.Figure | None:
     )
 
 
-def distance_figure(panel: Panel) -> go.Figure | None:
+def distance_figure(panel: Panel) -> Figure | None:
     """Distance to dense attention over length; None without any."""
     lines = [line for line in panel.lines if any(p.dense_error for p in line.points)]
     if not lines:

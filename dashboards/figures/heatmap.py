@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import plotly.graph_objects as go
-
-from dynbench.dashboards.figures.common import Trace, figure_of, hover_text
+from dynbench.dashboards.figures.common import Figure, Trace, figure_of, hover_text
 from dynbench.dashboards.figures.speedup import speedup_text
 from dynbench.dashboards.labels import settings_text
 from dynbench.dashboards.model import Line, Panel, runs_text
@@ -45,7 +43,7 @@ def heatmap_lines(panel: Panel) -> list[Line]:
     ]
 
 
-def heatmap_figure(panel: Panel) -> go.Figure | None:
+def heatmap_figure(panel: Panel) -> Figure | None:
     """A row per provider, list kind and sparsity setting, a column per length; None without any
     speed-up.
 

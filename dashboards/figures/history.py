@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
-
-from dynbench.dashboards.figures.common import LEGEND_OF_LINES, Trace, figure_of, log_ticks
+from dynbench.dashboards.figures.common import LEGEND_OF_LINES, Figure, Trace, figure_of, log_ticks
 from dynbench.dashboards.history import HistoryPanel, Step, Track
 from dynbench.dashboards.tables import Group, Table
 from dynbench.dashboards.text import count_text, length_text, number_text, plot_text, time_text
@@ -16,7 +14,7 @@ MAX_TRACKS = 40
 """Cases drawn: those that changed most; the table has all."""
 
 
-def history_figure(panel: HistoryPanel) -> go.Figure:
+def history_figure(panel: HistoryPanel) -> Figure:
     """A line per case; rings where it became slower or faster than at the commit before."""
     drawn = sorted(panel.tracks, key=_largest_change, reverse=True)[:MAX_TRACKS]
     traces = [_trace(track) for track in panel.tracks if track in drawn]

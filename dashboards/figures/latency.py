@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures.common import (
     MAX_BANDS,
+    Figure,
     Series,
     Trace,
     finished,
@@ -20,7 +19,7 @@ from dynbench.dashboards.text import count_text, number_text, time_text
 from dynbench.dashboards.theme import translucent
 
 
-def latency_figure(panel: Panel) -> go.Figure | None:
+def latency_figure(panel: Panel) -> Figure | None:
     """Median latency over length, both logarithmic; None where nothing was measured."""
     lines = [line for line in panel.lines if line.points]
     if not lines:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures.common import (
+    Figure,
     Path,
     Trace,
     failures,
@@ -23,7 +22,7 @@ from dynbench.dashboards.text import bytes_text, cell_text, plain_text
 from dynbench.dashboards.theme import MUTED
 
 
-def memory_figure(panel: Panel) -> go.Figure | None:
+def memory_figure(panel: Panel) -> Figure | None:
     """Peak bytes above the inputs over length; None where none is known and nothing ran out.
 
     Cases that ran out of memory are crosses above the plot's largest value, one height per line, so

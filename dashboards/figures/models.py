@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
-from dynbench.dashboards.figures.common import finished, line_trace, path_of, series_of
+from dynbench.dashboards.figures.common import Figure, finished, line_trace, path_of, series_of
 from dynbench.dashboards.model import Line, Panel, Point
 from dynbench.dashboards.text import bytes_text, number_text, time_text
 
@@ -24,7 +22,7 @@ class Measure:
         """The lines that have it."""
         return [line for line in panel.lines if any(self.value(point) for point in line.points)]
 
-    def figure(self, panel: Panel) -> go.Figure | None:
+    def figure(self, panel: Panel) -> Figure | None:
         """It over length; None where no line has it."""
         lines = self.lines(panel)
         if not lines:

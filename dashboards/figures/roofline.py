@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures.common import (
+    Figure,
     Trace,
     finished,
     line_trace,
@@ -18,7 +17,7 @@ from dynbench.dashboards.model import Line, Panel, Point
 from dynbench.dashboards.text import number_text, percent_text
 
 
-def roofline_figure(panel: Panel, ceilings: tuple[float, float] | None) -> go.Figure | None:
+def roofline_figure(panel: Panel, ceilings: tuple[float, float] | None) -> Figure | None:
     """Effective TFLOP/s over FLOP/byte; None where no row has both.
 
     ``ceilings``: copy bandwidth in GB/s and matrix product rate in TFLOP/s, None if unmeasured.

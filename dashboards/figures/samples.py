@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures.common import (
     LEGEND_OF_LINES,
+    Figure,
     Trace,
     figure_of,
     hover_text,
@@ -37,7 +36,7 @@ _TRACKS = (  # title of the axis, domain, format of hover
 )
 
 
-def samples_figure(facet: Facet, panel: Panel) -> go.Figure | None:
+def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
     """Samples of each line's longest length over time; None where no row has any."""
     found = {line.number: (point, lists) for line, point, lists in sampled(facet, panel)}
     lines = [line for line in panel.lines if line.number in found][:MAX_LINES]
@@ -66,7 +65,7 @@ def samples_figure(facet: Facet, panel: Panel) -> go.Figure | None:
     return figure_of(traces, **_layout([len(t["name"]) for t in traces if t["showlegend"]]))
 
 
-def case_figure() -> go.Figure:
+def case_figure() -> Figure:
     """The figure of one case in the drawer: the page fills in its samples."""
     style = Style("#0072B2", "solid", "circle")
     traces = [_track_trace(track, [], [], [], style) for track in range(len(_TRACKS))]

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.compare import best_by_lists, compare
 from dynbench.dashboards.figures.common import (
+    Figure,
     Series,
     Trace,
     finished,
@@ -26,7 +25,7 @@ from dynbench.dashboards.text import label_text, near_length_text, plot_text, ti
 from dynbench.dashboards.theme import MUTED
 
 
-def speedup_figure(panel: Panel) -> go.Figure | None:
+def speedup_figure(panel: Panel) -> Figure | None:
     """Speed-up over length, both logarithmic; None where nothing can be compared."""
     lines = [
         line for line in panel.lines if line.provider != panel.baseline and compare(line).gains

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import plotly.graph_objects as go
-
-from dynbench.dashboards.figures.common import LEGEND_BELOW, Trace, figure_of, hover_text
+from dynbench.dashboards.figures.common import LEGEND_BELOW, Figure, Trace, figure_of, hover_text
 from dynbench.dashboards.model import Line, Panel, Point, runs_text
 from dynbench.dashboards.stages import OTHER, Breakdown
 from dynbench.dashboards.text import length_text, plot_text, time_text
@@ -21,7 +19,7 @@ _BAR_SHARE = 0.45  # of a row
 _PATTERNS = ("", "/", "x", ".")  # one round of colours each
 
 
-def stages_figure(panel: Panel) -> go.Figure | None:
+def stages_figure(panel: Panel) -> Figure | None:
     """Stacked bars, 100 % being the whole call's median; None where no row has stages.
 
     What the stages leave of the median is ``other``. They come from calls of their own, so a bar

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
-
-from dynbench.dashboards.figures.common import ValueOf, finished, line_trace, path_of, series_of
+from dynbench.dashboards.figures.common import (
+    Figure,
+    ValueOf,
+    finished,
+    line_trace,
+    path_of,
+    series_of,
+)
 from dynbench.dashboards.model import Line, Panel, Point
 from dynbench.dashboards.text import number_text, percent_text
 
 
-def effective_figure(panel: Panel) -> go.Figure | None:
+def effective_figure(panel: Panel) -> Figure | None:
     """TFLOP/s of the operations the provider must do; None where none is known."""
     return _rate_figure(panel, _effective, "effective TFLOP/s")
 
 
-def dense_equivalent_figure(panel: Panel) -> go.Figure | None:
+def dense_equivalent_figure(panel: Panel) -> Figure | None:
     """TFLOP/s of the dense attention that the result stands for; None where none is known."""
     return _rate_figure(panel, _dense_equivalent, "dense-equivalent TFLOP/s")
 
@@ -40,7 +45,7 @@ def _dense_equivalent(line: Line, point: Point) -> float | None:
     return point.dense_equivalent_tflops
 
 
-def _rate_figure(panel: Panel, value: ValueOf, title: str) -> go.Figure | None:
+def _rate_figure(panel: Panel, value: ValueOf, title: str) -> Figure | None:
     lines = [line for line in panel.lines if any(value(line, point) for point in line.points)]
     if not lines:
         return None

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from dynbench.dashboards.figures.common import (
     LEGEND_OF_LINES,
     MAX_BANDS,
+    Figure,
     Trace,
     entries_of,
     figure_of,
@@ -73,7 +73,7 @@ def curves_with(
     return [Curve(config, held) for config, held in found if held is not None]
 
 
-def curve_figure(curves: Sequence[Curve], kind: Kind, limit: int | None) -> go.Figure | None:
+def curve_figure(curves: Sequence[Curve], kind: Kind, limit: int | None) -> Figure | None:
     """Curves over steps, of at most ``limit`` points each; None without any.
 
     A loss has its axis from the steps after the first tenth: what comes before dwarfs the rest.
@@ -89,7 +89,7 @@ def curve_figure(curves: Sequence[Curve], kind: Kind, limit: int | None) -> go.F
     )
 
 
-def gates_figure(by_gate: Mapping[str, Sequence[Curve]], limit: int | None) -> go.Figure | None:
+def gates_figure(by_gate: Mapping[str, Sequence[Curve]], limit: int | None) -> Figure | None:
     """The mean gate of each branch over steps, one plot below the other; None without any."""
     if not any(by_gate.values()):
         return None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 ANY = (-math.inf, math.inf)
@@ -74,7 +74,7 @@ def means(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if count < 2:
         return mean, None
     error = values.std(axis=0, ddof=1) / math.sqrt(count)
-    return mean, stats.t.ppf((1 + LEVEL) / 2, count - 1) * error
+    return mean, special.stdtrit(count - 1, (1 + LEVEL) / 2) * error
 
 
 @lru_cache(maxsize=4096)
@@ -94,6 +94,8 @@ def difference(own: Estimate, other: Estimate) -> Difference:
         return Difference(value, value - float(half[0]), value + float(half[0]), seeds)
     if len(set(own.values)) == len(set(other.values)) == 1:  # the test divides by the spread
         return Difference(value, value, value, seeds)
+    from scipy import stats  # takes a second to import, and most reports have no need of it
+
     with warnings.catch_warnings():  # it warns of one side without any spread, which is no trouble
         warnings.simplefilter("ignore", RuntimeWarning)
         test = stats.ttest_ind(own.values, other.values, equal_var=False)

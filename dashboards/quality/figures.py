@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from dynbench.dashboards.figures.common import (
+    Figure,
     Trace,
     line_meta,
     log_ticks,
@@ -27,9 +26,7 @@ MAX_SEED_POINTS = 12
 """Seeds of a configuration beyond which they are not drawn one by one."""
 
 
-def share_figure(
-    group: QualityGroup, configs: Sequence[Config], measure: Measure
-) -> go.Figure | None:
+def share_figure(group: QualityGroup, configs: Sequence[Config], measure: Measure) -> Figure | None:
     """Quality over the share of causal pairs attended to; None where no point has both.
 
     A line joins configurations that differ in their number of blocks alone.
@@ -55,7 +52,7 @@ def share_figure(
 
 def cost_figure(
     group: QualityGroup, configs: Sequence[Config], measure: Measure, cost: Cost
-) -> go.Figure | None:
+) -> Figure | None:
     """Quality against the time of one workload; rings mark the front. None without a point."""
     shown = [c for c in configs if measure.column in c.estimates and c.number in cost.timings]
     if not shown:
@@ -308,7 +305,7 @@ def _finished(
     measure: Measure,
     x_title: str,
     x_ticks: Mapping[str, Any],
-) -> go.Figure:
+) -> Figure:
     held = [config.estimates[measure.column] for config in configs]
     return plot_of_lines(
         traces,

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import plotly.graph_objects as go
 
+from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.machine import machine_card
 from dynbench.dashboards.parts import Body, Drawn, Part, Section, Slot, block_of, part_of
 from dynbench.dashboards.quality.curves import Curves
@@ -101,7 +101,7 @@ def quality_part(
 
 def quality_figures(
     group: QualityGroup, plain: pd.DataFrame, curves: Curves
-) -> Iterator[tuple[str, str, go.Figure]]:
+) -> Iterator[tuple[str, str, Figure]]:
     """View, heading and figure of everything that the part draws, its curves whole."""
     for view in quality_views(group, plain, curves, WHOLE):
         for drawn in view.figures:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import plotly.graph_objects as go
 
+from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.quality.cost import costs_of
 from dynbench.dashboards.quality.curve_figures import (
     ACTIVATION,
@@ -49,7 +49,7 @@ class ViewFigure:
     """A figure with its heading and table."""
 
     heading: str
-    figure: go.Figure
+    figure: Figure
     table: Table | None
 
 

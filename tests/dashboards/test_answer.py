@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from dynbench.dashboards.figures.answer import answer_figure
+from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.figures.placing import Box, Segment, crosses, overlap
 from dynbench.dashboards.frame import prepare
 from dynbench.dashboards.model import Facet, build_facets, facets_of
@@ -35,10 +35,9 @@ KINDS = {
 class Drawing:
     """A figure in a window: what stands where, in px from the top left of its plotting area."""
 
-    def __init__(self, figure: go.Figure, width_px: int) -> None:
-        content = figure.to_plotly_json()
-        self.traces = content["data"]
-        layout = content["layout"]
+    def __init__(self, figure: Figure, width_px: int) -> None:
+        self.traces = figure.data
+        layout = figure.layout
         narrow = layout["meta"]["narrow"] if width_px < layout["meta"]["narrow_px"] else {}
         self.layout = layout | narrow
         margin = self.layout["margin"]
@@ -107,7 +106,7 @@ def committed(folder: str) -> list[Facet]:
     return facets_of(prepare(frame), None)
 
 
-def assert_free(figure: go.Figure) -> None:
+def assert_free(figure: Figure) -> None:
     """Each line is named, by a note or in the legend, and no stroke or name lies over a name."""
     for width_px in WIDTHS_PX:
         drawing = Drawing(figure, width_px)
@@ -126,8 +125,8 @@ def assert_free(figure: go.Figure) -> None:
             assert apart, f"{name} lies over {other} at {width_px} px"
 
 
-def in_legend(figure: go.Figure) -> list[str]:
-    return [trace.name for trace in figure.data if trace.showlegend]
+def in_legend(figure: Figure) -> list[str]:
+    return [trace["name"] for trace in figure.data if trace.get("showlegend")]
 
 
 @pytest.mark.parametrize("folder", ["h200", "h100", "cpu"])
@@ -144,12 +143,12 @@ def test_an_early_end_is_named_above_the_line_that_goes_on() -> None:
     """R=4 shared ends at 64k, just above R=4 m=2, which rises to 128k."""
     early = 0
     for figure in map(answer_figure, committed("h200")):
-        for note in figure.layout.annotations if figure is not None else ():
-            furthest = max(max(trace.x) for trace in figure.data)
-            if note.xref != "paper" and 10**note.x < 0.99 * furthest:
+        for note in figure.layout["annotations"] if figure is not None else ():
+            furthest = max(max(trace["x"]) for trace in figure.data)
+            if note["xref"] != "paper" and 10 ** note["x"] < 0.99 * furthest:
                 early += 1
-                assert "shared" in note.text
-                assert note.yshift > 15
+                assert "shared" in note["text"]
+                assert note["yshift"] > 15
     assert early == 2
 
 
@@ -197,8 +196,8 @@ def test_a_name_without_a_place_stands_in_the_legend(row: Build) -> None:
     figure = answer_figure(facet_of(row, lines))
     assert_free(figure)
     assert in_legend(figure) == ["exact: 2.20× at 24k, forward"]
-    assert figure.layout.showlegend
-    assert figure.layout.meta["entries"] == [len("exact: 2.20× at 24k, forward")]
+    assert figure.layout["showlegend"]
+    assert figure.layout["meta"]["entries"] == [len("exact: 2.20× at 24k, forward")]
 
 
 def test_names_at_the_right_keep_the_order_of_the_lines(row: Build) -> None:
@@ -206,7 +205,7 @@ def test_names_at_the_right_keep_the_order_of_the_lines(row: Build) -> None:
     lines = {("forward", kind): held for kind, held in points.items()}
     figure = answer_figure(facet_of(row, lines))
     boxes = Drawing(figure, 700).names()
-    numbers = {trace.meta["lines"][0]: max(trace.y) for trace in figure.data}
+    numbers = {trace["meta"]["lines"][0]: max(trace["y"]) for trace in figure.data}
     tops = [boxes[f"line {line}"][1] for line in sorted(numbers, key=lambda n: -numbers[n])]
     assert tops == sorted(tops)
 

@@ -43,7 +43,7 @@ def test_the_table_has_every_case_and_its_verdict(changes: Changes) -> None:
 
 
 def test_the_figure_has_the_intervals(changes: Changes) -> None:
-    by_name = {trace.name: trace for trace in change_figure(changes).data}
+    by_name = {trace.name: trace for trace in change_figure(changes).plotly().data}
     assert set(by_name) == {"regressed", "ambiguous"}
     record = next(r for r in changes.records if r["verdict"] == "regressed")
     trace = by_name["regressed"]
@@ -56,7 +56,8 @@ def test_the_figure_has_the_intervals(changes: Changes) -> None:
 
 def test_a_bound_of_zero_is_a_bound(changes: Changes) -> None:
     record = next(r for r in changes.records if r["verdict"] == "regressed")
-    (trace,) = change_figure(Changes("a", "b", [{**record, "high": 0.0, "low": -0.5}])).data
+    bounded = Changes("a", "b", [{**record, "high": 0.0, "low": -0.5}])
+    (trace,) = change_figure(bounded).plotly().data
     assert trace.x[0] + trace.error_x.array[0] == pytest.approx(0.0, abs=1e-2)
 
 

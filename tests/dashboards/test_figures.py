@@ -1,5 +1,6 @@
 """Every figure of every panel: valid for plotly, and saying what the rows say."""
 
+import json
 import math
 from collections.abc import Callable
 
@@ -21,8 +22,8 @@ def panel_of(frame: pd.DataFrame, baseline: str = "sdpa") -> Panel:
     return build_facets(frame, baseline)[0].panels[0]
 
 
-def named(figure: go.Figure) -> dict[str, go.Scatter]:
-    return {trace.name: trace for trace in figure.data if trace.name}
+def named(figure: common.Figure) -> dict[str, go.Scatter]:
+    return {trace.name: trace for trace in figure.plotly().data if trace.name}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,8 @@ def test_every_figure_is_valid_and_has_its_table(gpu_facet: Facet, view) -> None
         figure, table = view.draw(gpu_facet, panel), view.table(gpu_facet, panel)
         assert figure is not None
         assert table is not None
-        content = figure.to_plotly_json()
-        content["layout"].pop("template")
-        go.Figure(data=content["data"], layout=content["layout"])  # raises for an unknown property
+        json.dumps(figure.json, allow_nan=False)  # raises for what the page's script cannot read
+        figure = figure.plotly()  # raises for an unknown property
         labels = {group.header for group in table.groups}
         drawn = {trace.name for trace in figure.data if trace.legendgroup}
         assert {line.label for line in panel.lines if line.label in drawn} <= labels
@@ -51,12 +51,12 @@ def test_latency_is_drawn_as_measured(gpu_frame: pd.DataFrame, gpu_facet: Facet)
     ok = gpu_frame[(gpu_frame["pass"] == "forward") & (gpu_frame["provider"] == "sdpa")]
     assert list(trace.x) == ok["seq_len"].tolist()
     assert list(trace.y) == pytest.approx(ok["latency_ms"].tolist(), rel=1e-5)
-    bands = [trace for trace in latency_figure(gpu_facet.panels[0]).data if trace.fill == "toself"]
+    bands = [t for t in latency_figure(gpu_facet.panels[0]).plotly().data if t.fill == "toself"]
     assert len(bands) == sum(1 for line in gpu_facet.panels[0].lines if line.points)
 
 
 def test_exact_and_hybrid_rows_never_share_a_trace(gpu_facet: Facet) -> None:
-    figure = latency_figure(gpu_facet.panels[0])
+    figure = latency_figure(gpu_facet.panels[0]).plotly()
     for trace in (t for t in figure.data if t.hovertext):
         assert len({text.split("<br>")[0] for text in trace.hovertext}) == 1
 
@@ -68,7 +68,7 @@ def test_many_lines_share_legend_entries_but_no_line(row: Build) -> None:
         for window in range(64, 64 + 40)
         for tile in ({}, {"query_tile": 16, "private_blocks": 2})
     ]
-    figure = latency_figure(panel_of(pd.DataFrame(rows)))
+    figure = latency_figure(panel_of(pd.DataFrame(rows))).plotly()
     assert len(figure.data) == 2
     for trace in figure.data:
         assert list(trace.x) == [8192, 16384, *[None, 8192, 16384] * 39]
@@ -86,12 +86,12 @@ def test_speedup_marks_the_crossing(row: Build) -> None:
     assert list(traces["dynnsiha · exact"].y) == [0.5, 2.0]
     assert list(traces["crossover"].x) == pytest.approx([2048])
     assert "crossover (interpolated)" in traces
-    assert figure.layout.annotations[0].text == "2.00k"
+    assert figure.plotly().layout.annotations[0].text == "2.00k"
     assert speedup.speedup_figure(panel_of(pd.DataFrame(rows), "flash")) is None
 
 
 def test_out_of_memory_is_marked_at_its_length(gpu_facet: Facet) -> None:
-    figure = memory.memory_figure(gpu_facet.panels[0])
+    figure = memory.memory_figure(gpu_facet.panels[0]).plotly()
     (crosses,) = [t for t in figure.data if t.marker.symbol == "x"]
     assert list(crosses.x) == [32768, 65536, 131072]
     assert min(crosses.y) > max(y for t in figure.data if t is not crosses for y in t.y)
@@ -100,14 +100,14 @@ def test_out_of_memory_is_marked_at_its_length(gpu_facet: Facet) -> None:
 
 def test_out_of_memory_alone_is_a_figure(row: Build) -> None:
     frame = pd.DataFrame([row("gpu", "sdpa", 8192, status="out_of_memory")])
-    figure = memory.memory_figure(panel_of(frame))
+    figure = memory.memory_figure(panel_of(frame)).plotly()
     assert [t.name for t in figure.data if t.showlegend] == ["sdpa"]
 
 
 def test_error_has_its_tolerance_and_marks_what_is_beyond(gpu_facet: Facet) -> None:
     figure = error.error_figure(gpu_facet.panels[0])
     assert set(named(figure)["tolerance 0.005"].y) == {0.005}
-    (crosses,) = [t for t in figure.data if t.marker.symbol == "x"]
+    (crosses,) = [t for t in figure.plotly().data if t.marker.symbol == "x"]
     assert (list(crosses.x), list(crosses.y), crosses.name) == ([8192], [0.41], "my_kernel")
 
 
@@ -123,7 +123,7 @@ def test_roof_bends_at_the_ridge(gpu_facet: Facet) -> None:
 
 def test_heat_map_holds_logarithms_of_speedups(gpu_facet: Facet) -> None:
     panel = gpu_facet.panels[0]
-    heat = heatmap.heatmap_figure(panel).data[0]
+    heat = heatmap.heatmap_figure(panel).plotly().data[0]
     lines = heatmap.heatmap_lines(panel)
     assert len(heat.z) == len(lines) == 6
     for row_, line in zip(heat.z, lines, strict=True):
@@ -141,7 +141,7 @@ def test_heat_map_keeps_what_failed_and_names_what_is_missing(row: Build) -> Non
     ]
     facet = build_facets(pd.DataFrame(rows), "sdpa")[0]
     panel = facet.panels[0]
-    figure = heatmap.heatmap_figure(panel)
+    figure = heatmap.heatmap_figure(panel).plotly()
     heat, empty = figure.data
     assert list(heat.x) == list(empty.x) == ["8k", "16k", "32k"]
     none = "not<br>measured"
@@ -166,7 +166,7 @@ def test_joined_runs_are_named_in_hover_and_table(row: Build) -> None:
     panel = facet.panels[0]
     for key in ("latency", "speedup", "heatmap", "memory"):
         figure, table = VIEWS[key].draw(facet, panel), VIEWS[key].table(facet, panel)
-        texts = str([trace.hovertext for trace in figure.data if trace.hovertext is not None])
+        texts = str([t["hovertext"] for t in figure.data if t.get("hovertext") is not None])
         assert texts.count("[2 runs]") == 1
         cells = {group.header: group.rows[0][0] for group in table.groups}
         assert cells["nsa"].endswith("[2 runs]")
@@ -175,7 +175,7 @@ def test_joined_runs_are_named_in_hover_and_table(row: Build) -> None:
 
 def test_two_tolerances_look_different(row: Build) -> None:
     rows = [row("gpu", "sdpa", 8192, rms_tolerance=0.005), row("gpu", "nsa", 8192, rms_tolerance=1)]
-    traces = error.error_figure(panel_of(pd.DataFrame(rows))).data
+    traces = error.error_figure(panel_of(pd.DataFrame(rows))).plotly().data
     dashes = [trace.line.dash for trace in traces if "tolerance" in trace.name]
     assert len(set(dashes)) == len(dashes) == 2
 
@@ -212,7 +212,7 @@ def test_rows_of_models_have_views_of_their_own(row: Build) -> None:
 def test_heat_map_stays_on_the_screen(row: Build) -> None:
     rows = [row("gpu", "nsa", 8192, window=64 + i) for i in range(500)]
     figure = heatmap.heatmap_figure(panel_of(pd.DataFrame([row("gpu", "sdpa", 8192), *rows])))
-    assert figure.layout.height < 1600
+    assert figure.layout["height"] < 1600
 
 
 @pytest.mark.parametrize("values", [[], [None], [3.0], [1e-6, 1e6], [0.9, 1.1], [1, 5000]])
@@ -228,6 +228,6 @@ def test_ticks_are_few_and_within_the_range(values: list) -> None:
 
 def test_strings_of_data_are_text_for_plotly(row: Build) -> None:
     frame = pd.DataFrame([row("gpu", "<b>x</b><a href='javascript:1'>", 8192)])
-    trace = latency_figure(panel_of(frame)).data[0]
+    trace = latency_figure(panel_of(frame)).plotly().data[0]
     assert "<" not in trace.name
     assert trace.hovertext[0].count("<") == 3  # the report's own bold and line break

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pandas as pd
@@ -135,3 +136,9 @@ def test_infinity_is_no_number(row: Build) -> None:
     rows = pd.DataFrame([row("gpu", "nsa", 8192)])
     rows["latency_ms"] = float("inf")
     assert frames.measured(frames.prepare(rows)).empty
+
+
+@pytest.mark.parametrize("of", [list, pd.Series])
+def test_distinct_values_keep_their_order_without_missing_ones(of) -> None:
+    assert frames.distinct(of(["b", "", "a", None, "b"])) == ["b", "a"]
+    assert frames.distinct(of([2.0, math.nan, 1.0, math.nan, 2.0])) == [2.0, 1.0]

@@ -44,7 +44,7 @@ def test_steps_are_those_of_pandas(row: Build) -> None:
     ratios = (latency / latency.shift()).tolist()[1:]
     assert [step.ratio for step in track.steps][1:] == pytest.approx(ratios)
     assert [step.change for step in track.steps] == [0, 0, 1, -1]
-    figure = history_figure(group.panels[0])
+    figure = history_figure(group.panels[0]).plotly()
     assert list(figure.data[0].y) == pytest.approx((latency / latency[0]).tolist(), rel=1e-4)
     assert list(figure.data[1].y) == pytest.approx([1.2, 0.8], rel=1e-4), "rings"
     cells = [r for g in history_table(group.panels[0]).groups for r in g.rows]
@@ -68,7 +68,7 @@ def test_overlapping_quartiles_are_no_change(row: Build) -> None:
 def test_other_software_leaves_a_gap(row: Build) -> None:
     old, new = commit_rows(row, 10.0, 12.0)
     (group,) = history_of([old, {**new, "torch_version": "2.14.0"}])
-    (line, *_) = history_figure(group.panels[0]).data
+    (line, *_) = history_figure(group.panels[0]).plotly().data
     assert list(line.y) == [1.0, None, 1.2]
     rows = history_table(group.panels[0]).groups[0].rows
     assert [r[-1] for r in rows] == ["first", "other software"]
@@ -89,7 +89,7 @@ def test_the_figure_keeps_what_changed_most(row: Build) -> None:
     for number in range(MAX_TRACKS + 10):
         rows += commit_rows(row, 10.0, 10.0 + number, window=64 + number)
     (group,) = history_of(rows)
-    figure = history_figure(group.panels[0])
+    figure = history_figure(group.panels[0]).plotly()
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert len(lines) == MAX_TRACKS
     assert max(line.y[-1] for line in lines) == pytest.approx(1 + (MAX_TRACKS + 9) / 10)

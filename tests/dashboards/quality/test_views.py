@@ -1,9 +1,9 @@
 """Figures valid for plotly, with their tables; what is left out of a page and not of a site."""
 
+import json
 from collections.abc import Callable
 
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from dynbench.dashboards import frame as frames
@@ -34,13 +34,12 @@ def test_every_figure_is_valid_and_has_its_table(views: list[QualityView]) -> No
     for view in views:
         assert view.direction
         for held in view.figures:
-            content = held.figure.to_plotly_json()
-            content["layout"].pop("template")
-            go.Figure(data=content["data"], layout=content["layout"])  # raises where unknown
+            json.dumps(held.figure.json, allow_nan=False)
+            held.figure.plotly()  # raises where unknown
             assert held.table is not None
-            drawn = {n for t in content["data"] for n in t["meta"]["lines"]}
+            drawn = {n for t in held.figure.data for n in t["meta"]["lines"]}
             assert drawn == {held_.line for held_ in held.table.groups}
-            axes = [axis for name, axis in content["layout"].items() if "axis" in name]
+            axes = [axis for name, axis in held.figure.layout.items() if "axis" in name]
             assert all(axis["title"]["text"] for axis in axes)
 
 
@@ -50,7 +49,7 @@ def test_no_trace_of_points_has_two_kinds_of_lists(
     lists = {config.number: config.line.lists for config in group.configs}
     for view in views:
         for held in view.figures:
-            for trace in held.figure.to_plotly_json()["data"]:
+            for trace in held.figure.data:
                 assert len({lists[number] for number in trace["meta"]["lines"]}) == 1
 
 
@@ -110,7 +109,7 @@ def test_strings_of_data_are_text_for_plotly(training: Build) -> None:
     (group,) = quality_groups(plain)
     trace = next(
         t
-        for t in quality_views(group, plain, {}, WHOLE)[0].figures[0].figure.data
+        for t in quality_views(group, plain, {}, WHOLE)[0].figures[0].figure.plotly().data
         if t.name and t.name != "sdpa"
     )
     assert "<" not in trace.name
