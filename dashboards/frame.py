@@ -252,8 +252,9 @@ def _plain_column(frame: pd.DataFrame, name: str, kind: str) -> pd.Series:
         return pd.Series(column.to_numpy(dtype=object), index=index, dtype=object)
     if kind == "strings":
         return pd.Series([_list_text(value) for value in column], index=index, dtype=object)
-    codes, texts = pd.factorize(column.to_numpy(dtype=object))  # most come again and again
-    shown = np.array([*map(_text, texts), ""], dtype=object)  # the last for code -1: nothing there
+    texts = [value if type(value) is str else _text(value) for value in column.to_numpy(object)]
+    codes, distinct_texts = pd.factorize(np.array(texts, dtype=object))
+    shown = np.array([*map(_text, distinct_texts)], dtype=object)  # most come again and again
     return pd.Series(shown[codes], index=index, dtype=object)
 
 

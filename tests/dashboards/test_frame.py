@@ -142,3 +142,12 @@ def test_infinity_is_no_number(row: Build) -> None:
 def test_distinct_values_keep_their_order_without_missing_ones(of) -> None:
     assert frames.distinct(of(["b", "", "a", None, "b"])) == ["b", "a"]
     assert frames.distinct(of([2.0, math.nan, 1.0, math.nan, 2.0])) == [2.0, 1.0]
+
+
+def test_a_text_column_may_hold_anything(row: Build) -> None:
+    frame = pd.DataFrame([row("gpu", "sdpa", 8192) for _ in range(6)])
+    held = [None, math.nan, ["a"], {"b": 1}, "half \ud800", True]
+    frame["reason"] = pd.Series(held, dtype=object)
+    shown = ["", "", "['a']", "{'b': 1}", "half \\ud800", "True"]
+    assert frames.prepare(frame)["reason"].tolist() == shown
+    assert frames.prepare(frame.head(0))["reason"].tolist() == []
