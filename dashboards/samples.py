@@ -32,11 +32,16 @@ def sampled(facet: Facet, panel: Panel) -> list[tuple[Line, Point, list[list[flo
 
 def numbers_of(values: Any) -> list[float] | None:
     """A list of a row as finite numbers of six digits; None where it has none."""
-    if values is None or isinstance(values, (str, float)) or len(values) == 0:
+    if not is_list(values):
         return None
     numbers = np.asarray(values, dtype=np.float64)  # None becomes NaN
     held: list[float] = shortened(numbers[~np.isnan(numbers)]).tolist()
     return held
+
+
+def is_list(values: Any) -> bool:
+    """Whether a column of lists holds one in this row, and something in it."""
+    return not (values is None or isinstance(values, (str, float)) or len(values) == 0)
 
 
 def short(value: float) -> float:

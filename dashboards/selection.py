@@ -11,6 +11,7 @@ from dynbench.dashboards.compare import FOCUS, best_by_lists
 from dynbench.dashboards.frame import PASS_ORDER
 from dynbench.dashboards.labels import lists_text
 from dynbench.dashboards.model import Facet, Line, Panel
+from dynbench.dashboards.samples import is_list
 from dynbench.dashboards.theme import base_name
 
 MAX_LINES = 64
@@ -65,7 +66,7 @@ def rows_that_matter(facets: Sequence[Facet], limit: int = SAMPLED_ROWS) -> set[
         columns = [facet.rows[name].tolist() for name in names]
         rows = zip(facet.rows.index.tolist(), *columns, strict=True)
         for place, provider, pass_, samples, started_at in rows:
-            if samples is None or isinstance(samples, (str, float)) or len(samples) == 0:
+            if not is_list(samples):
                 continue
             compared = base_name(provider) == FOCUS or provider == facet.baseline
             rank = PASS_ORDER.index(pass_) if pass_ in PASS_ORDER else len(PASS_ORDER)

@@ -84,8 +84,10 @@ def number_text(value: float | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     text = f"{value:.{digits - 1}e}"
+    if abs(value) < 1e-4:
+        return text
     magnitude = int(text.partition("e")[2])  # after rounding: 9.999 has that of 10.0
-    return text if magnitude < -4 else f"{value:.{max(0, digits - 1 - magnitude)}f}"
+    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
 
 
 def plain_text(value: float | None, digits: int = 3) -> str:

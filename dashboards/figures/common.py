@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from dynbench.dashboards.labels import lists_text
 from dynbench.dashboards.model import Failure, Line, Panel, Point, runs_text
+from dynbench.dashboards.samples import short
 from dynbench.dashboards.text import label_text, length_text, plain_text, plot_text
 from dynbench.dashboards.theme import MUTED, Style
 
@@ -308,4 +309,4 @@ def reference_line(text: str, x: list[float], y: list[float], dash: str = "dash"
 
 def _positive(value: float | None) -> float | None:
     """The value with six significant digits (the page stays small), None unless above 0."""
-    return float(f"{value:.6g}") if value is not None and value > 0 else None
+    return short(value) if value is not None and value > 0 else None

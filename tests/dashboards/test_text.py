@@ -16,7 +16,15 @@ def test_number_text_keeps_three_digits(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (None, ""), (math.nan, ""), (9.996, "10.0"), (0.5, "0.500"), (2870, "2870")],
+    [
+        (0, "0"),
+        (None, ""),
+        (math.nan, ""),
+        (9.996, "10.0"),
+        (0.5, "0.500"),
+        (2870, "2870"),
+        (9.996e-5, "1.00e-04"),
+    ],
 )
 def test_number_text_examples(value: float | None, shown: str) -> None:
     assert text.number_text(value) == shown

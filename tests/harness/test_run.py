@@ -107,11 +107,10 @@ def test_cases_over_the_budget_are_skipped_rows(planted, tmp_path):
 def test_a_case_that_outruns_the_budget_is_stopped(planted, tmp_path):
     predictor = Predictor(lambda case: 1, sample_s=0.0)
     began = time.monotonic()
-    budget_s = 10.0  # of which a worker on a busy host takes several to start
-    frame, _, _ = sweep(tmp_path, [planted("hangs")], budget_s=budget_s, predictor=predictor)
+    frame, _, _ = sweep(tmp_path, [planted("hangs")], budget_s=4.0, predictor=predictor)
     assert list(frame["status"]) == ["skipped"]
-    assert list(frame["reason"]) == ["the budget of 10 s ended while it ran"]
-    assert time.monotonic() - began < budget_s + 16
+    assert list(frame["reason"]) == ["the budget of 4 s ended while it ran"]
+    assert time.monotonic() - began < 20
 
 
 def test_a_case_at_its_own_limit_is_a_timeout_whatever_the_budget(planted, tmp_path):
