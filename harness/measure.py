@@ -161,17 +161,19 @@ def measure(
     limits: Limits,
     on_stage: Callable[[str], None] = lambda stage: None,
     *,
+    on_progress: Callable[[str], None] = lambda where: None,
     stages: bool = False,
 ) -> dict[str, Any]:
     """Measure ``subject`` and return the columns of its row: status, times, memory, rates, checks.
 
     ``machine`` holds provenance columns and is passed through; without ``ceilings`` the columns
-    that need them stay empty. ``on_stage`` hears what begins. ``stages`` asks for the subject's own
+    that need them stay empty. ``on_stage`` hears what begins, and ``on_progress`` how far a call
+    is that a subject makes once, if it tells. ``stages`` asks for the subject's own
     stages, if it has any. A failed check gives status
     ``incorrect``; before sampling, it also ends the case. Whatever the subject raises is passed on.
     """
     if subject.once:
-        return _measure_once(subject, case, machine, ceilings, on_stage)
+        return _measure_once(subject, case, machine, ceilings, on_stage, on_progress)
     captured = case.timer == "graph" and case.device == "cuda"
     with capture_stream() if captured else nullcontext():
         return _measure(subject, case, machine, ceilings, limits, on_stage, stages=stages)
@@ -241,6 +243,7 @@ def _measure_once(
     machine: Mapping[str, Any],
     ceilings: Ceilings | None,
     on_stage: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> dict[str, Any]:
     meter = MemoryMeter(case.device)
     timer = WallTimer(case.device)
@@ -248,6 +251,8 @@ def _measure_once(
     if subject.setup is not None:
         on_stage("setup")
         subject.setup()
+    if subject.follow is not None:
+        subject.follow(on_progress)
     with Telemetry(case.device) as telemetry:
         on_stage("run")
         timed, peak = meter.peak_of(lambda: timer.time(subject.run))

@@ -68,7 +68,9 @@ class Subject:
     ``tokens`` is how many one call makes or learns from, where a rate of tokens means something.
     ``once`` says that ``run`` cannot be repeated (a whole training): it is called exactly once and
     first of all, and its duration on the host's clock is the one sample.
-    ``keep`` writes what belongs beside the row into the run's folder, given with the run's id.
+    ``follow`` is called before such a call with a function that it tells, in a few words, how far
+    it is. ``keep`` writes what belongs beside the row into the run's folder, given with the run's
+    id: at the end of an ``ok`` case, and whenever ``follow``'s function was told something.
     """
 
     run: Callable[[], Any]
@@ -81,4 +83,5 @@ class Subject:
     record_stages: Record | None = None
     tokens: int | None = None
     once: bool = False
+    follow: Callable[[Callable[[str], None]], None] | None = None
     keep: Callable[[Path, str], None] | None = None

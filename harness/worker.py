@@ -75,6 +75,16 @@ class Worker:
         columns: dict[str, Any] = dict(self.machine)
         healthy = True
         subject: Subject | None = None
+        run = request.get("run")
+
+        def keep() -> None:
+            if subject is not None and subject.keep is not None and run:
+                subject.keep(Path(run["folder"]), run["run_id"])
+
+        def progress(where: str) -> None:
+            self._stage(f"run, {where}")
+            keep()
+
         try:
             self._stage("accepted")
             reset_torch(self.threads)
@@ -91,14 +101,14 @@ class Worker:
                 ceilings,
                 limits,
                 self._stage,
+                on_progress=progress,
                 stages=request["stages"],
             )
             columns.update(found)
             complete_row(columns)  # a suite's misspelt column must fail here, as this case's error
-            run = request.get("run")
-            if subject.keep is not None and run and columns["status"] == Status.OK:
+            if columns["status"] == Status.OK:
                 self._stage("keep")
-                subject.keep(Path(run["folder"]), run["run_id"])
+                keep()
         except BaseException as error:  # SystemExit and KeyboardInterrupt of a provider, too
             columns = {**_accepted(columns), **failure_columns(error)}
             healthy = not (

@@ -38,6 +38,7 @@ class Recipe:
         evaluations, logged_steps: over the whole training.
         evaluated_sequences, evaluated_characters: held-out sequences are drawn until there are so
             many of them, or so many characters that count.
+        told_every_s: seconds between words of how far it is; each writes the curve, too.
     """
 
     warmup_steps: int = 100
@@ -45,6 +46,7 @@ class Recipe:
     logged_steps: int = 100
     evaluated_sequences: int = 256
     evaluated_characters: int = 1 << 18
+    told_every_s: float = 5.0
 
 
 def config_changes(spec: Spec, variant: Mapping[str, str]) -> dict[str, Any]:

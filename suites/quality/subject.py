@@ -40,5 +40,6 @@ def quality_subject(case: Case, recipe: Recipe | None = None) -> Subject:
         version=f"{library_version()}, {torch_version()}",
         facts=training.facts,
         once=True,
+        follow=training.follow,
         keep=training.keep,
     )

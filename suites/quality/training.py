@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from dynbench.suites.quality.variants import variant_values
 from dynbench.suites.quality.warmups import dense_steps, length_stages
 from dynbench.suites.spec import Spec
 from dynnsiha.learning import DenseWarmup, fit, warmup_cosine
+from dynnsiha.learning.objective import Losses
 
 _LOG_TO_CURVE = {"main": "train_loss", "total": "total_loss"}
 _LEAST_TOKENS = 16  # of the shortest sequences of a warm-up
@@ -83,6 +84,11 @@ class Training:
         self.optimizer = make_optimizer(self.model, self.variant)
         self.objective = make_objective(self.model, self.optimizer, self.variant)
         self.outcome = Outcome()
+        self.tell: Callable[[str], None] = lambda where: None
+
+    def follow(self, tell: Callable[[str], None]) -> None:
+        """Tell this function every few seconds how far the training is."""
+        self.tell = tell
 
     @property
     def parameters(self) -> int:
@@ -93,8 +99,8 @@ class Training:
         """Train from the first step to the last, and ask what was learned."""
         batches = TrainingBatches(self.task, self.spec.seed, words=self.words, before=self.before)
         evaluation = self._evaluation()
-        began = time.perf_counter()
-        outcome = Outcome()
+        began = told = time.perf_counter()
+        outcome = self.outcome = Outcome()
 
         def evaluate(model: nn.Module) -> Mapping[str, float]:
             with self.dense_warmup.ended():
@@ -104,6 +110,15 @@ class Training:
         def keep(step: int, rows: list[dict[str, Any]]) -> None:
             at_s = time.perf_counter() - began
             outcome.records.extend(_record(step, row, at_s) for row in rows)
+
+        def tell(step: int, losses: Losses) -> None:
+            nonlocal told
+            now = time.perf_counter()
+            if now - told >= self.recipe.told_every_s:
+                told = now
+                known = math.isfinite(outcome.score.loss)
+                score = f", held-out loss {outcome.score.loss:.3f}" if known else ""
+                self.tell(f"step {step} of {self.steps}{score}")
 
         fit(
             self.model,
@@ -120,9 +135,9 @@ class Training:
             evaluate_every=_each(self.steps, self.recipe.evaluations),
             on_log=keep,
             before_step=self.dense_warmup.before_step,
+            on_step=tell,
             progress=False,
         )
-        self.outcome = outcome
         return outcome
 
     def check(self, outcome: Outcome) -> Correctness:

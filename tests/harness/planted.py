@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,11 @@ def prepare(case: Case, provider_files: tuple[str, ...]) -> Subject:
     size = int(case.workload["seq_len"])
     source = torch.arange(size, dtype=torch.float32, device=case.device)
 
+    told: list[Callable[[str], None]] = []
+
     def run() -> torch.Tensor:
+        if told:
+            told[0]("half of it")
         action = ACTIONS.get(case.provider)
         if action is not None:
             action()
@@ -50,7 +54,12 @@ def prepare(case: Case, provider_files: tuple[str, ...]) -> Subject:
 
     work = Work(2 * size, 8 * size, 4 * size)
     kept = keep if case.provider.startswith("keeps") or case.provider == "wrong" else None
-    return Subject(run, check, work, "planted 1", facts=facts, record_stages=_recording, keep=kept)
+    subject = Subject(
+        run, check, work, "planted 1", facts=facts, record_stages=_recording, keep=kept
+    )
+    if case.provider == "keeps_and_hangs":
+        subject.once, subject.follow = True, told.append
+    return subject
 
 
 @contextlib.contextmanager
@@ -155,6 +164,7 @@ ACTIONS = {
     "sys_exits": lambda: sys.exit(4),
     "segfaults": _segfault,
     "hangs": _sleep_for_ever,
+    "keeps_and_hangs": _sleep_for_ever,
     "prints": _leak_stdout,
     "oom_slowly": _exceed_address_space,
     "raises": _raise,

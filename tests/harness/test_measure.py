@@ -276,12 +276,15 @@ def test_what_runs_once_is_called_once(timer):
     subject = recorder.subject(
         once=True,
         setup=lambda: recorder.events.append("setup"),
+        follow=lambda tell: tell("it follows"),
         facts=lambda: {"eval_loss": 1.5},
     )
-    case = replace(CASE, timer=timer)
-    row = complete_row(measure(subject, case, {}, CEILINGS, FAST, stages.append))
+    case, told = replace(CASE, timer=timer), []
+    row = measure(subject, case, {}, CEILINGS, FAST, stages.append, on_progress=told.append)
+    row = complete_row(row)
     assert recorder.events == ["setup", "run", "check"]
     assert stages == ["setup", "run", "check", "facts"]
+    assert told == ["it follows"]
     assert (row["status"], row["checked"], row["eval_loss"]) == ("ok", "everything", 1.5)
     assert row["samples_ms"] == [row["latency_ms"]]
     assert 50 <= row["latency_ms"] < 5000

@@ -386,3 +386,13 @@ def test_what_a_case_keeps_lies_beside_its_row(tmp_path, planted):
     reasons = dict(zip(frame["provider"], frame["reason"], strict=True))
     assert "planted: the disk is full" in reasons["keeps_nothing"]
     assert {e.stage for e in events if isinstance(e, StageStarted)} >= {"keep"}
+
+
+def test_a_long_call_that_is_stopped_leaves_what_it_told(tmp_path, planted):
+    frame, _, events = sweep(tmp_path, [planted("keeps_and_hangs")], timeout_s=2.0)
+    where = "run, half of it"
+    reason = f"stopped at its time limit of 2 s (in stage: {where})"
+    assert frame[["status", "reason"]].to_numpy().tolist() == [["timeout", reason]]
+    assert where in [e.stage for e in events if isinstance(e, StageStarted)]
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "keeps_and_hangs.txt").read_text() == f"{folder.name} 1000"
