@@ -28,13 +28,13 @@ from dynbench.suites.settings import (
     BLOCK_SIZE,
     BRANCHES,
     FORCED_BLOCKS,
+    PRIVATE_BLOCKS,
     SMALLEST_BLOCK,
 )
 from dynbench.suites.shapes import SHAPES, Shape, UsageError, unknown
 
 TOP_N = 16
 WINDOW = 512
-PRIVATE_BLOCKS = 2
 LAYERS = {"cpu": 2, "cuda": 4}
 """Blocks of a model unless the user says otherwise."""
 
@@ -98,8 +98,8 @@ def plan(options: PlanOptions) -> list[Case]:
     """The cases of a request: short sequences first, providers side by side, no duplicates.
 
     Defaults without a GPU: one head of 64 in float32, the forward pass, providers sdpa, nsa,
-    dynsiha and dynnsiha, the last with exact lists and with 16 queries sharing (two private
-    blocks). With a GPU: shape ``paper`` in bfloat16, forward and backward, cuDNN and FlashAttention
+    dynsiha and dynnsiha, the last with exact lists and with 16 queries sharing (one private
+    block). With a GPU: shape ``paper`` in bfloat16, forward and backward, cuDNN and FlashAttention
     beside them, dynnsiha with its automatic tile. The suites of models have one pass and no
     variants of a provider. The timer is the first of the device's TIMERS.
 

@@ -17,6 +17,8 @@ BLOCK_SIZE = 64
 INIT_BLOCKS = 1
 LOCAL_BLOCKS = 2
 FORCED_BLOCKS = INIT_BLOCKS + LOCAL_BLOCKS
+PRIVATE_BLOCKS = 1
+"""Of a query whose list is shared, unless the user says otherwise: as the word-guided default."""
 SMALLEST_BLOCK = 4
 """Fewest tokens in a block: the windows of ``nsa`` start at every quarter of one."""
 BRANCHES = ("compressed", "selected", "sliding")

@@ -64,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
     done = dynbench(*TINY, "--seq", "128,256", "--report", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "4 cases, predicted: " in done.stdout
-    assert "[4/4] attention/dynnsiha forward T=256 R=16 m=2: " in done.stdout
+    assert "[4/4] attention/dynnsiha forward T=256 R=16 m=1: " in done.stdout
     assert "Run: dynbench-results/" in done.stdout
     assert done.stdout.splitlines()[-1] == str(
         next(folder.rglob("report.html")).relative_to(folder)

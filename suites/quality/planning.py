@@ -10,7 +10,7 @@ from dynbench.harness.case import Case, Value
 from dynbench.suites.axes import Axes
 from dynbench.suites.quality.defaults import DEFAULTS, TASKS, Defaults
 from dynbench.suites.quality.variants import canonical_variant
-from dynbench.suites.settings import SMALLEST_BLOCK
+from dynbench.suites.settings import PRIVATE_BLOCKS, SMALLEST_BLOCK
 from dynbench.suites.shapes import Shape, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _workload(
 def _axes(options: PlanOptions, base: Defaults) -> Axes:
     return Axes(
         query_tiles=options.query_tiles or ("auto",),
-        private_blocks=options.private_blocks or (2,),
+        private_blocks=options.private_blocks or (PRIVATE_BLOCKS,),
         sparsities=options.sparsities,
         top_n=options.top_n or base.top_n,
         window=options.window or base.window,

@@ -23,7 +23,7 @@ def test_cpu_default_states_exact_and_hybrid_lists():
         ("nsa", 1, 0),
         ("dynsiha", None, None),
         ("dynnsiha", 1, 0),
-        ("dynnsiha", 16, 2),
+        ("dynnsiha", 16, 1),
     ]
     assert kinds(cases) == one_length * 2
     assert [c.workload["seq_len"] for c in cases] == [8192] * 5 + [32768] * 5
@@ -42,7 +42,7 @@ def test_gpu_default_is_the_papers_shape_in_both_passes():
     cases = plan(GPU)
     assert {c.pass_ for c in cases} == {"forward", "backward"}
     assert {(c.dtype, c.timer, c.workload["q_heads"]) for c in cases} == {("bfloat16", "event", 64)}
-    assert ("dynnsiha", 4, 2) in kinds(cases)
+    assert ("dynnsiha", 4, 1) in kinds(cases)
 
 
 def test_dense_cases_carry_no_sparse_settings():
@@ -168,7 +168,7 @@ def test_own_files_stand_beside_the_others(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"{text}\ndef attention(*operands): ...")
     files = (tmp_path / "mine.py", tmp_path / "sparse.py")
     cases = plan(replace(CPU, seq_lens=(64,), provider_files=files))
-    assert kinds(cases)[-3:] == [("mine", None, None), ("sparse", 1, 0), ("sparse", 16, 2)]
+    assert kinds(cases)[-3:] == [("mine", None, None), ("sparse", 1, 0), ("sparse", 16, 1)]
     alone = plan(replace(CPU, seq_lens=(64,), providers=("mine",), provider_files=files[:1]))
     assert kinds(alone) == [("mine", None, None)]
 

@@ -5,6 +5,7 @@ from dynbench.suites.settings import (
     BRANCHES,
     INIT_BLOCKS,
     LOCAL_BLOCKS,
+    PRIVATE_BLOCKS,
     branches_of,
     config_from,
     sparse_settings,
@@ -13,7 +14,8 @@ from dynnsiha.attention.config import NSAConfig
 
 
 def settings(computes, q_heads=4, kv_heads=4, **changes):
-    values = {"top_n": 16, "window": 512, "query_tile": "auto", "private_blocks": 2} | changes
+    lists = {"query_tile": "auto", "private_blocks": PRIVATE_BLOCKS}
+    values = {"top_n": 16, "window": 512} | lists | changes
     return sparse_settings(computes, q_heads, kv_heads, **values)
 
 

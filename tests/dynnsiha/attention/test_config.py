@@ -10,7 +10,7 @@ def test_presets_differ_in_windows_and_lists_only():
     assert (paper.compress_block, paper.compress_stride, paper.lists) == (32, 16, "exact")
     guided = NSAConfig.word_guided(64, 4)
     assert (guided.compress_block, guided.compress_stride) == (64, 64)
-    assert (guided.query_tile, guided.private_blocks, guided.lists) == (4, 2, "hybrid")
+    assert (guided.query_tile, guided.private_blocks, guided.lists) == (4, 1, "hybrid")
     assert NSAConfig(query_tile=8).lists == "shared"
     assert NSAConfig.word_guided(8, 8, top_n=20, query_tile=2).query_tile == 2
 

@@ -42,7 +42,7 @@ def test_settings_lead_to_their_configuration():
     windows = {p: (c.compress_block, c.compress_stride) for p, c in config.items() if c}
     assert windows["nsa"] == (16, 8)
     assert windows["dynnsiha"] == (32, 32)
-    assert (config["dynnsiha"].query_tile, config["dynnsiha"].private_blocks) == (32, 2)
+    assert (config["dynnsiha"].query_tile, config["dynnsiha"].private_blocks) == (32, 1)
     assert config["sliding"].branches == ("sliding",)
     assert {c.window for c in config.values() if c} == {40}
     assert {config[p].block_size for p in ("nsa", "dynnsiha")} == {32}
