@@ -52,8 +52,8 @@ class PlanOptions:
         layers: blocks of the model in the suites of models.
         top_n, window: selection blocks per query and keys of the sliding branch; WINDOW keys if
             None.
-        query_tiles, private_blocks: axes of the providers that compute ``dynnsiha``; ``auto`` is
-            the word-guided default. private_blocks is irrelevant at query_tile 1 and is 0 there.
+        query_tiles, private_blocks: axes of the providers that compute ``dynnsiha``; ``auto`` fills
+            the kernels' rows. private_blocks is irrelevant at query_tile 1 and is 0 there.
         branches: of the sparse providers, ``selected`` among them; None is all that each one has.
         sparsities: shares of causal pairs to leave out; each one solves top_n, per sequence length.
         inputs: distribution of the inputs; None is the suite's first.

@@ -19,6 +19,8 @@ _WHOLE_NUMBERS = (
     "min_blocks",
 )
 
+_TRIED_TILE = 16  # most queries of a list with which recall was measured (docs/findings.md)
+
 
 @dataclass(frozen=True)
 class NSAConfig:
@@ -129,24 +131,29 @@ class NSAConfig:
 
     @classmethod
     def word_guided(cls, q_heads: int, kv_heads: int, **overrides: Any) -> NSAConfig:
-        """DynNSIHA's default: 64/64 windows, automatic tile, one private block a query.
+        """DynNSIHA's default: 64/64 windows, R = 16 (less where G > 4) and one private block.
+
+        ``query_tile="auto"`` shares lists among more queries where G < 4, which is faster.
 
         Source: docs/findings.md, where such lists have the loss and the recall of exact NSA.
         """
         fields: dict[str, Any] = {"query_tile": "auto", "private_blocks": 1} | overrides
         config = cls(**fields)
-        return config.resolved(q_heads, kv_heads)
+        most = config.block_size if "query_tile" in overrides else _TRIED_TILE
+        return config._resolved(q_heads, kv_heads, most)
 
     def resolved(self, q_heads: int, kv_heads: int) -> NSAConfig:
         """This configuration with ``query_tile="auto"`` replaced by its number for these heads."""
+        return self._resolved(q_heads, kv_heads, self.block_size)
+
+    def _resolved(self, q_heads: int, kv_heads: int, most: int) -> NSAConfig:
+        """The same with an automatic tile of ``most`` queries at most."""
         if min(q_heads, kv_heads) < 1 or q_heads % kv_heads:
             raise ValueError(f"kv_heads={kv_heads}: must be a divisor of q_heads={q_heads}")
         if self.query_tile != "auto":
             return self
-        most = max(1, 64 // (q_heads // self.list_heads(q_heads, kv_heads)))
-        tile = max(
-            r for r in range(1, self.block_size + 1) if self.block_size % r == 0 and r <= most
-        )
+        most = min(most, max(1, 64 // (q_heads // self.list_heads(q_heads, kv_heads))))
+        tile = max(r for r in range(1, most + 1) if self.block_size % r == 0)
         return replace(self, query_tile=tile)
 
     def list_heads(self, q_heads: int, kv_heads: int) -> int:

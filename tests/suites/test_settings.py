@@ -25,10 +25,11 @@ def test_nsa_is_the_papers_configuration():
 
 
 @pytest.mark.parametrize(("q_heads", "kv_heads", "tile"), [(1, 1, 64), (64, 4, 4), (32, 8, 16)])
-def test_auto_tile_is_the_word_guided_one(q_heads, kv_heads, tile):
+def test_auto_tile_is_the_cores(q_heads, kv_heads, tile):
     made = settings("dynnsiha", q_heads, kv_heads)
     assert made["query_tile"] == tile
-    assert config_from(made) == NSAConfig.word_guided(q_heads, kv_heads)
+    guided = NSAConfig.word_guided(q_heads, kv_heads, query_tile="auto")
+    assert config_from(made) == guided
 
 
 @pytest.mark.parametrize(

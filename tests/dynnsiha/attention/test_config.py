@@ -16,6 +16,28 @@ def test_presets_differ_in_windows_and_lists_only():
 
 
 @pytest.mark.parametrize(
+    ("q_heads", "kv_heads", "block_size", "tile", "automatic"),
+    [
+        (64, 4, 64, 4, 4),
+        (32, 8, 64, 16, 16),
+        (32, 32, 64, 16, 64),
+        (6, 2, 64, 16, 16),
+        (6, 6, 24, 12, 24),
+        (128, 1, 64, 1, 1),
+    ],
+)
+def test_word_guided_lists_are_those_that_were_tried(
+    q_heads, kv_heads, block_size, tile, automatic
+):
+    """And an automatic tile that is asked for is the kernels'."""
+    sizes = dict.fromkeys(("block_size", "compress_block", "compress_stride"), block_size)
+    made = NSAConfig.word_guided(q_heads, kv_heads, **sizes)
+    assert (made.query_tile, made.private_blocks) == (tile, 1)
+    asked = NSAConfig.word_guided(q_heads, kv_heads, query_tile="auto", **sizes)
+    assert (asked.query_tile, asked.private_blocks) == (automatic, 1)
+
+
+@pytest.mark.parametrize(
     ("q_heads", "kv_heads", "block_size", "tile"),
     [
         (64, 4, 64, 4),

@@ -133,10 +133,10 @@ class Inputs:
 _BF16, _FP16 = torch.bfloat16, torch.float16
 
 _GPU_KINDS = (
-    Case("hybrid R64 m2", 1, 64, _BF16, NSAConfig.word_guided(1, 1, private_blocks=2), kv_heads=2),
+    Case("hybrid R64 m2", 1, 64, _BF16, NSAConfig(query_tile=64, private_blocks=2), kv_heads=2),
     Case("hybrid R32 m1", 2, 128, _FP16, NSAConfig(query_tile=32, private_blocks=1, top_n=7)),
     Case("exact", 3, 64, _BF16, NSAConfig(top_n=7), kv_heads=2),
-    Case("hybrid R16 m2", 4, 128, _BF16, NSAConfig.word_guided(4, 1, private_blocks=2), kv_heads=2),
+    Case("hybrid R16 m2", 4, 128, _BF16, NSAConfig(query_tile=16, private_blocks=2), kv_heads=2),
     Case("paper", 6, 64, _FP16, NSAConfig.paper(top_n=6)),
     Case("paper", 8, 128, _BF16, NSAConfig.paper()),
     Case("shared R4", 12, 64, _FP16, NSAConfig(query_tile=4, top_n=5)),

@@ -118,8 +118,8 @@ def test_what_needs_two_passes_gets_them(changes, monkeypatch):
 
 @pytest.mark.skipif(not ON_GPU, reason="too long for the interpreter")
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_word_guided_heads_without_groups(head_dim, monkeypatch):
-    config = NSAConfig.word_guided(1, 1)
+def test_heads_without_groups(head_dim, monkeypatch):
+    config = NSAConfig(query_tile=64, private_blocks=1)
     case = replace(HEADLESS, head_dim=head_dim, dtype=torch.bfloat16, config=config).at(3000)
     (o, aux), (two_o, two_aux), inputs = both(case, config, monkeypatch)
     for one, two in zip(lists_of(aux), lists_of(two_aux), strict=True):
