@@ -138,7 +138,7 @@ def test_the_row_tells_cache_first_token_and_rate():
     assert row["tokens_per_s"] == pytest.approx(2 / row["latency_ms"] * 1e3)
     assert row["first_token_ms"] > row["latency_ms"]
     tokens, windows, tiles = 256, 4, 16
-    lists = 2 * tiles * 4 * 4  # of both K/V heads, without the private blocks
+    lists = 2 * tiles * 5 * 4  # of both K/V heads, without the private blocks
     assert row["cache_bytes"] == 2 * 2 * (2 * 2 * 8 * (tokens + windows) * 4 + lists)
     assert row["backend"] == "cached"
     assert row["mean_blocks"] == 5  # all there are
