@@ -798,8 +798,7 @@ def test_a_training_over_its_time_has_no_result(tmp_path, monkeypatch, capsys):
     assert invoke(monkeypatch, capsys, *words)[0] == 4
     ((row,), _) = store.read_rows([tmp_path / "runs"])
     assert row["status"] == "timeout"
-    reason = r"stopped at its time limit of 6 s \(in stage: run(, step \d+ of 1000000)?\)"
-    assert re.fullmatch(reason, row["reason"])
+    assert row["reason"] == "stopped at its time limit of 6 s (in stage: run)"
     assert row["eval_loss"] is row["latency_ms"] is None
     assert read_curves(next((tmp_path / "runs").iterdir())) == []
 

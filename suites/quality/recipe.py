@@ -38,7 +38,8 @@ class Recipe:
         evaluations, logged_steps: over the whole training.
         evaluated_sequences, evaluated_characters: held-out sequences are drawn until there are so
             many of them, or so many characters that count.
-        told_every_s: seconds between words of how far it is; each writes the curve, too.
+        told_every_s: least seconds between words of how far it is, which a logged step gives; each
+            writes the curve, too.
     """
 
     warmup_steps: int = 100

@@ -31,7 +31,6 @@ from dynbench.suites.quality.variants import variant_values
 from dynbench.suites.quality.warmups import dense_steps, length_stages
 from dynbench.suites.spec import Spec
 from dynnsiha.learning import DenseWarmup, fit, warmup_cosine
-from dynnsiha.learning.objective import Losses
 
 _LOG_TO_CURVE = {"main": "train_loss", "total": "total_loss"}
 _LEAST_TOKENS = 16  # of the shortest sequences of a warm-up
@@ -87,7 +86,7 @@ class Training:
         self.tell: Callable[[str], None] = lambda where: None
 
     def follow(self, tell: Callable[[str], None]) -> None:
-        """Tell this function every few seconds how far the training is."""
+        """Tell this function how far the training is, at logged steps and seconds apart."""
         self.tell = tell
 
     @property
@@ -108,12 +107,9 @@ class Training:
             return outcome.score.columns
 
         def keep(step: int, rows: list[dict[str, Any]]) -> None:
-            at_s = time.perf_counter() - began
-            outcome.records.extend(_record(step, row, at_s) for row in rows)
-
-        def tell(step: int, losses: Losses) -> None:
             nonlocal told
             now = time.perf_counter()
+            outcome.records.extend(_record(step, row, now - began) for row in rows)
             if now - told >= self.recipe.told_every_s:
                 told = now
                 known = math.isfinite(outcome.score.loss)
@@ -135,7 +131,6 @@ class Training:
             evaluate_every=_each(self.steps, self.recipe.evaluations),
             on_log=keep,
             before_step=self.dense_warmup.before_step,
-            on_step=tell,
             progress=False,
         )
         return outcome

@@ -193,20 +193,20 @@ def test_curves_lead_to_their_row(tiny_case, tmp_path):
 def test_a_training_tells_how_far_it_is(tiny_case, tmp_path):
     """And what its curve was then can be kept, for one that does not come to its end."""
     case = tiny_case("sdpa", train_steps=6)
-    subject = quality_subject(case, replace(FEW, told_every_s=0.0))
+    subject = quality_subject(case, replace(FEW, logged_steps=6, told_every_s=0.0))
     told, kept = [], []
 
     def tell(where):
         told.append(where)
         subject.keep(tmp_path, "a-run")
-        kept.append([record["step"] for record in read_curves(tmp_path)])
+        kept.append([r["step"] for r in read_curves(tmp_path) if not r["layer"]])
 
     row = measure(subject, case, {}, None, Limits(), on_progress=tell)
     assert row["status"] == "ok"
     assert told[:2] == ["step 1 of 6", "step 2 of 6"]
     assert [line.split(", ")[0] for line in told] == [f"step {n} of 6" for n in range(1, 7)]
     assert all(re.search(r", held-out loss \d\.\d{3}$", line) for line in told[2:])
-    assert kept == [[], [], [3], [3], [3], [3, 6]]
+    assert kept == [list(range(1, n + 1)) for n in range(1, 7)]
 
 
 def test_16_bit_trainings_keep_their_parameters_in_32(tiny_case, tmp_path):
