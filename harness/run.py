@@ -305,7 +305,7 @@ class _Run:
         with self._lock:
             predicted_s = self._predictor.case_seconds(case)
             index, self._started = self._started, self._started + 1
-            reason = self._over_budget(predicted_s)
+            reason = over_budget(predicted_s, self._options.budget_s, self._elapsed_s())
             if not reason:
                 left_s = self._seconds_left()
                 started = CaseStarted(case, index, self._total, predicted_s, left_s, name)
@@ -334,17 +334,6 @@ class _Run:
             return {**columns, "status": Status.SKIPPED, "reason": reason}
         return columns
 
-    def _over_budget(self, predicted_s: float) -> str:
-        """Why the case is skipped, or an empty text."""
-        budget_s = self._options.budget_s
-        if budget_s is None:
-            return ""
-        left_s = max(budget_s - self._elapsed_s(), 0.0)
-        if predicted_s <= left_s:
-            return ""
-        left = f"{left_s:.0f} s of the budget of {budget_s:.0f} s are left"
-        return f"predicted {predicted_s:.0f} s, but {left}"
-
     def _limit_s(self) -> float:
         """The case's time limit: its own, or what is left of the budget if that is less."""
         budget_s = self._options.budget_s
@@ -372,6 +361,18 @@ class _Run:
             if cases:
                 name = lane.name if len(self._lanes) > 1 else ""
                 self._on_event(StageStarted(cases[0], stage, name))
+
+
+def over_budget(predicted_s: float, budget_s: float | None, elapsed_s: float) -> str:
+    """Why a case of ``predicted_s`` is skipped, all in seconds, or an empty text."""
+    if budget_s is None:
+        return ""
+    left_s = max(budget_s - elapsed_s, 0.0)
+    if predicted_s <= left_s:
+        return ""
+    digits = 0 if left_s >= 10 else 1  # "predicted 1 s, but 1 s are left" is no reason
+    left = f"{left_s:.{digits}f} s of the budget of {budget_s:.0f} s are left"
+    return f"predicted {predicted_s:.{digits}f} s, but {left}"
 
 
 def _is_current(row: Mapping[str, Any], version: str | None) -> bool:

@@ -123,6 +123,21 @@ def test_a_case_that_outruns_the_budget_is_stopped(planted, tmp_path):
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize(
+    ("budget_s", "elapsed_s", "reason"),
+    [
+        (4.0, 3.3, "predicted 1.2 s, but 0.7 s of the budget of 4 s are left"),
+        (4.0, 5.0, "predicted 1.2 s, but 0.0 s of the budget of 4 s are left"),
+        (4.0, 2.7, ""),
+        (60.0, 20.2, "predicted 1200 s, but 40 s of the budget of 60 s are left"),
+        (None, 1e9, ""),
+    ],
+)
+def test_a_reason_tells_the_prediction_from_what_is_left(budget_s, elapsed_s, reason):
+    predicted_s = 1200.0 if budget_s == 60.0 else 1.2
+    assert run_module.over_budget(predicted_s, budget_s, elapsed_s) == reason
+
+
 def test_a_case_at_its_own_limit_is_a_timeout_whatever_the_budget(planted, tmp_path):
     predictor = Predictor(lambda case: 1, sample_s=0.0)
     cases = [planted("hangs")]
