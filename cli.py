@@ -204,11 +204,20 @@ Text = str | None
 Number = int | None
 
 
+def _stray(word: str) -> str:
+    """Says what a word of ``dynbench run`` that belongs to no option was likely meant for."""
+    if Path(word).exists():
+        return f"{word!r} belongs to no option: --out {word} --resume goes on with that run"
+    return f"{word!r} belongs to no option: lengths are --seq, a list has commas and no spaces"
+
+
 class _ConfigCommand(TyperCommand):
     """A command whose --config names a file of defaults, so that the command line wins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given, *_ = self.make_parser(ctx).parse_args(list(args))
+        given, words, _ = self.make_parser(ctx).parse_args(list(args))
+        if words:
+            raise UsageError(_stray(words[0]))
         if given.get("config"):
             options = {max(p.opts, key=len).removeprefix("--"): p for p in self.params}
             known = {

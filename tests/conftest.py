@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,15 +57,38 @@ def _frozen_heap() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Triton's interpreter replaces its language once a launch, not at every call within one.
+    """Triton's interpreter does no work whose result it throws away: two thirds of its time.
 
-    For each call of a device function it looks through all of the language again, which then is as
-    it must be: a third of the time of interpreted kernels. By now the interpreter is imported, if
-    anything needs it.
+    By now it is imported, if anything needs it. What it computes stays the same.
     """
     interpreter = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None:
         return
+    # whether an int32 overflows is found out in int64, and told to assertions that are off
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug
+    builder.options = replace(builder.options, sanitize_overflow=False)
+    interpreter._get_np_dtype = _once_a_name(interpreter._get_np_dtype)
+    _replace_the_language_once_a_launch(interpreter)
+    _replace_the_language_once_a_launch(interpreter)
+
+
+def _once_a_name(numpy_dtype_of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """It makes a table of all dtypes for each that it is asked for."""
+    known: dict[str, Any] = {}
+
+    def numpy_dtype(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = numpy_dtype_of(dtype)
+        return known[name]
+
+    return numpy_dtype
+
+
+def _replace_the_language_once_a_launch(interpreter: Any) -> None:
+    """And not for each call of a device function: it looks through all of the language again,
+    which then is as it must be."""
     language, replace_language = interpreter.tl, interpreter._patch_lang
 
     def replace_once(function: Any) -> Any:

@@ -516,7 +516,9 @@ BAD = {
     "--model-dim 96": "--suite layer",
     "--resume": "no run",
     "--sequence 8k": "No such option",
-    "surplus": "surplus",
+    "8k": "'8k' belongs to no option: lengths are --seq",
+    "--resume a_file": "'a_file' belongs to no option: --out a_file --resume goes on",
+    "--providers nsa, sdpa": "'sdpa' belongs to no option",
 }
 
 
