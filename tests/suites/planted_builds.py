@@ -7,7 +7,7 @@ from dataclasses import replace
 from dynbench.harness.crosscompile import Launch, Target
 from dynbench.suites.kernels import CALLS, launches
 
-KERNEL = "tiles_forward"
+KERNEL = "compressed_forward"
 TOO_FEW_WARPS = 2
 
 

@@ -140,7 +140,7 @@ def gate(tmp_path_factory):
 def cases(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     """Verdicts by target; all are on one kernel."""
     found = json.loads(done.stdout)["cases"]
-    assert {"tiles.tiles_forward, paper" in case["label"] for case in found} == {True}
+    assert {"compressed.compressed_forward, paper" in case["label"] for case in found} == {True}
     return {case["label"].split()[0].removeprefix("compile/"): case for case in found}
 
 
