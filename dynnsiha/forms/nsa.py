@@ -87,7 +87,8 @@ class SparseCore(AttentionCore):
     """Branch gates and the NSA core, with block summaries by means or by networks.
 
     While ``selects_all`` is True, every query selects all blocks, whatever its list would be, but
-    for tokens that follow a cache (`DenseWarmup`).
+    for tokens that follow a cache (`DenseWarmup`). Where torch's dense attention stands for that,
+    there are no lists: the routing's ``attention`` is None.
 
     Args:
         d_model: width of x, which the gates read.
@@ -147,11 +148,23 @@ class SparseCore(AttentionCore):
             )
         else:
             summaries = (None, None) if networks is None else (networks[0](k), networks[1](v))
-            if self.selects_all and not (return_routing or self._needs_lists):
-                return self._with_all_blocks((q, k, v), gates, summaries), CoreRouting()
-            config = _listing_all(self.config, q.shape[1]) if self.selects_all else self.config
-            o, aux = self._attend(config, (q, k, v), gates, summaries)
+            o, aux = self._attend_new((q, k, v), gates, summaries)
         return o, CoreRouting(gates=gates, attention=aux) if return_routing else CoreRouting()
+
+    def _attend_new(
+        self, qkv: _QKV, gates: Tensor, summaries: _Summaries
+    ) -> tuple[Tensor, NSAAux | None]:
+        """The output of tokens that follow nothing, and its lists if there are any.
+
+        What is asked for beside the output changes none of its bits, nor which tensors are kept for
+        the backward pass: activation checkpointing computes it again without being asked.
+        """
+        if not self.selects_all:
+            return self._attend(self.config, qkv, gates, summaries)
+        if self._needs_lists:
+            every = _listing_all(self.config, qkv[0].shape[1])
+            return self._attend(every, qkv, gates, summaries)
+        return self._with_all_blocks(qkv, gates, summaries), None
 
     @property
     def _needs_lists(self) -> bool:

@@ -78,5 +78,6 @@ class RoutingStatistics:
             gates = torch.stack(branches.gates).mean(0).tolist()
             row = rows.setdefault(name, {"layer": name})
             row |= {f"gate_{branch}": gate for branch, gate in zip(BRANCHES, gates, strict=True)}
-            row["selected_blocks"] = float(torch.stack(branches.blocks).mean())
+            if branches.blocks:  # a dense warm-up has no lists
+                row["selected_blocks"] = float(torch.stack(branches.blocks).mean())
         return list(rows.values())

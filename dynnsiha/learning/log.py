@@ -34,7 +34,7 @@ COLUMNS = (
     ("gate_compressed", "float64", "mean gate of the compressed branch"),
     ("gate_selected", "float64", "mean gate of the selected branch"),
     ("gate_sliding", "float64", "mean gate of the sliding branch"),
-    ("selected_blocks", "float64", "mean number of blocks in a query's list"),
+    ("selected_blocks", "float64", "mean number of blocks in a query's list, if any"),
 )
 
 

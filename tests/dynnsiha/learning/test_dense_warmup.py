@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dynnsiha import NSAConfig, RMSuon
+from dynnsiha import NSAConfig, RMSuon, native_sparse_attention
 from dynnsiha.forms import HeadLayout
 from dynnsiha.forms.nsa import SparseCore
 from dynnsiha.learning import DenseWarmup, TextWindows, fit
@@ -36,8 +38,15 @@ def blocks_of(model) -> set[int]:
         model(chars, chars)
         for handle in handles:
             handle.remove()
-        routings = [core(*args, return_routing=True)[1] for core, args in calls]
-    return {int(count) for each in routings for count in each.attention.block_counts[0, -1]}
+        return {number for core, args in calls for number in _last_blocks(core, args)}
+
+
+def _last_blocks(core, args) -> list[int]:
+    """Blocks that the last token selects in one layer: all of them where there are no lists."""
+    routing = core(*args, return_routing=True)[1]
+    if routing.attention is None:
+        return [-(-SEQ_LEN // core.config.block_size)]
+    return routing.attention.block_counts[0, -1].tolist()
 
 
 def trained(model, windows, *, until, out=None, resume=False, warm=2):
@@ -75,7 +84,10 @@ def test_the_first_steps_have_all_blocks(name, small_model, windows):
 @pytest.mark.parametrize("branches", [*BRANCH_SETS, ("selected",)])
 @pytest.mark.parametrize("options", [{}, {"query_tile": 4}, {"differentiable_topk": True}])
 def test_it_is_what_lists_of_all_blocks_give(kv_heads, branches, options):
-    """The lists of the routing against the dense attention in their place, and its gradients."""
+    """Lists of every block against the dense attention in their place, and its gradients.
+
+    The same bits whether routing is asked for or not: a step that is logged is no other step.
+    """
     config = NSAConfig(8, 8, 8, top_n=4, window=8, branches=branches, **options)
     core = SparseCore(16, HeadLayout.of(16, 2, kv_heads, 8), config).double()
     torch.manual_seed(0)
@@ -83,10 +95,15 @@ def test_it_is_what_lists_of_all_blocks_give(kv_heads, branches, options):
     parts = [torch.randn(2, 61, *s, dtype=torch.float64, requires_grad=True) for s in shapes]
     DenseWarmup(core, 1).before_step(1)
     dense, nothing = core(*parts)
-    listed, routing = core(*parts, return_routing=True)
-    assert nothing.attention is None
+    watched, routing = core(*parts, return_routing=True)
+    assert nothing.attention is nothing.gates is None
+    assert torch.equal(dense, watched)
+    gates = core.gates(parts[-1])
+    assert torch.equal(gates, routing.gates)
+    every = replace(core.config, top_n=8)
+    listed, aux = native_sparse_attention(*parts[:3], gates, every, return_aux=True)
     if "selected" in branches:
-        assert routing.attention.block_counts[:, -1].eq(8).all()
+        assert aux.block_counts[:, -1].eq(8).all()
     torch.testing.assert_close(dense, listed)
     weight = torch.randn_like(dense)
     grads = [torch.autograd.grad((o * weight).sum(), parts) for o in (dense, listed)]
@@ -114,6 +131,35 @@ def test_with_all_blocks_the_selected_branch_is_dense_attention(small_model):
         torch.testing.assert_close(core(q, k, v, x)[0], dense, atol=1e-4, rtol=1e-4)
         warmup.before_step(2)
         assert not torch.allclose(core(q, k, v, x)[0], dense, atol=1e-3)
+
+
+def _has_lists(rows) -> bool:
+    """Whether the attention layers of a logged step say how long their lists were."""
+    (found,) = {"selected_blocks" in row for row in rows if "gate_selected" in row}
+    return found
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["dynnsiha hybrid", "recursive sparse"])
+def test_a_logged_step_is_no_other_step(name, recompute, small_model, windows):
+    """Also where the backward pass computes layers again that nobody watches any more."""
+    weights = []
+    for log_every in (1, 3):
+        model, logged = small_model(name, activation_checkpointing=recompute), []
+        warmup = DenseWarmup(model, 2)
+        fit(
+            *(model, windows, RMSuon(model.parameters(), lr=1e-2)),
+            steps=3,
+            before_step=warmup.before_step,
+            log_every=log_every,
+            on_log=lambda step, rows, logged=logged: logged.append((step, rows)),
+            progress=False,
+        )
+        weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        assert {step: _has_lists(rows) for step, rows in logged} == {
+            step: step > 2 for step in range(log_every, 4, log_every)
+        }
+    assert all(map(torch.equal, *weights))
 
 
 def test_a_resumed_run_goes_on_where_it_was(small_model, windows, tmp_path):
