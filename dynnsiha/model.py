@@ -190,11 +190,10 @@ class DynNSIHALanguageModel(nn.Module):
         self, x: Tensor, positions: Tensor, cache: ModelCache | None, return_routing: bool
     ) -> tuple[Tensor, list[Any]]:
         assert self.experts is not None
-        if self._recompute(return_routing):
-            return x + checkpoint(self.experts, x, positions, use_reentrant=False), []
         own = None if cache is None else cache.layers[0]
         if not return_routing:
-            return x + self.experts(x, positions, cache=own), []
+            recompute = self._recompute(return_routing)
+            return x + self.experts(x, positions, cache=own, recompute=recompute), []
         y, routing = self.experts(x, positions, cache=own, return_routing=True)
         return x + y, [routing]
 

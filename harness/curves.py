@@ -53,7 +53,7 @@ CURVE_SECTIONS: dict[str, tuple[Column, ...]] = {
         Column("gate_compressed", "float", "Mean gate of the compressed branch."),
         Column("gate_selected", "float", "Mean gate of the selected branch."),
         Column("gate_sliding", "float", "Mean gate of the sliding branch."),
-        Column("selected_blocks", "float", "Blocks in a query's list, averaged; not of dense steps."),
+        Column("selected_blocks", "float", "Blocks in a query's list, averaged, if any."),
     ),
 }
 """All columns by section, in the order of the file."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dynnsiha.attention.cache import KVCache
 from dynnsiha.forms.block_caches import BlockCaches
@@ -109,12 +110,14 @@ class RefiningForm(nn.Module):
         *,
         cache: BlockCaches | None = None,
         return_routing: bool = False,
+        recompute: bool = False,
     ) -> Tensor | tuple[Tensor, RefinementRouting]:
         """x [B, T, d], positions [T] or [B, T] → y [B, T, d], and routing if wanted.
 
         With a ``cache`` from `new_cache`, x are the tokens after those in it, which they see; the
         cache takes them over, and no gradient flows. Without ``positions`` they count on from what
-        the cache holds.
+        the cache holds. ``recompute`` keeps the activations of one block at a time: the backward
+        pass computes each again; it goes with neither a cache nor routing.
         """
         if x.dim() != 3:
             raise ValueError(f"x: must be [batch, seq_len, d_model], got {list(x.shape)}")
@@ -122,7 +125,7 @@ class RefiningForm(nn.Module):
             self._require_fit(x, cache)
             positions = cache.positions(x.shape[1]) if positions is None else positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            y, routing = self._refine(x, positions, cache, return_routing)
+            y, routing = self._refine(x, positions, cache, return_routing, recompute)
         return (y, routing) if return_routing else y
 
     def _require_fit(self, x: Tensor, cache: BlockCaches) -> None:
@@ -143,6 +146,7 @@ class RefiningForm(nn.Module):
         positions: Tensor | None,
         cache: BlockCaches | None,
         return_routing: bool,
+        recompute: bool,
     ) -> tuple[Tensor, RefinementRouting]:
         blocks = self.sequence
         caches: Sequence[KVCache | None] = [None] * len(blocks) if cache is None else cache.caches
@@ -151,9 +155,14 @@ class RefiningForm(nn.Module):
         y: Tensor | None = None
         for block, own_cache in zip(blocks, caches, strict=True):
             stream = x if y is None else x + y
-            update, resident, routing = block(
-                stream, resident, positions, cache=own_cache, return_routing=return_routing
-            )
+            if recompute:
+                update, resident, routing = checkpoint(
+                    block, stream, resident, positions, use_reentrant=False
+                )
+            else:
+                update, resident, routing = block(
+                    stream, resident, positions, cache=own_cache, return_routing=return_routing
+                )
             if routing is not None:
                 routings.append(routing)
             if self.halting is not None:

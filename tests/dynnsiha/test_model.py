@@ -170,6 +170,27 @@ def test_activation_checkpointing_keeps_fewer_activations(text, segmenter):
     assert kept[1] < kept[0] / 2
 
 
+@pytest.mark.parametrize("name", ["flat", "recursive sparse"])
+def test_activation_checkpointing_computes_one_block_of_experts_at_a_time(name, text, segmenter):
+    """Else the backward pass would hold the activations of all of them, as without it."""
+    model = _model(name, segmenter, activation_checkpointing=True)
+    events = []
+
+    def report(block, args):
+        events.append("computed")
+        if len(events) <= steps:  # in the forward pass, not when the backward one repeats it
+            args[0].register_hook(lambda grad: events.append("done"))
+
+    steps = len(model.experts.sequence)
+    for block in set(model.experts.sequence):
+        block.register_forward_pre_hook(report)
+    loss = model.loss(*_ids(text, segmenter))
+    assert events == ["computed"] * steps
+    assert steps > 1
+    loss.backward()
+    assert events[steps:] == ["computed", "done"] * steps
+
+
 @every_variant
 def test_bfloat16_autocast_trains(name, text, segmenter):
     model = _model(name, segmenter)
