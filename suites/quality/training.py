@@ -164,15 +164,18 @@ class Training:
     def _evaluation(self) -> Evaluation:
         batches: list[Batch] = []
         sequences = characters = 0
+        there = self.task.held_out_count
         while (
             sequences < self.recipe.evaluated_sequences
             and characters < self.recipe.evaluated_characters
+            and (there is None or sequences < there)
         ):
             drawn = self.task.draw("held_out", 0, len(batches))
-            sequences += len(drawn.answers)
-            characters += int(drawn.counted.sum())
-            parts = (drawn.char_ids, drawn.word_ids, drawn.answers)
+            left = None if there is None else there - sequences  # none is asked twice
+            parts = [p[:left] for p in (drawn.char_ids, drawn.word_ids, drawn.answers)]
             batches.append(Batch(*(part.to(self.spec.device) for part in parts)))
+            sequences += len(parts[0])
+            characters += int(batches[-1].counted.sum())
         return Evaluation(batches, words=self.words)
 
 

@@ -98,8 +98,10 @@ class Arc:
         ]
         if not self.train or not self.held_out:
             raise ValueError(f"seq_len={seq_len}: no ARC puzzle fits; take a longer one, 2k say")
+        # Of all puzzles, whether they fit or not: the same words at every length (length_warmup).
+        grids = (grid for p in given["train"] for example in p.examples for grid in example)
         self.segmenter = WordSegmenter.build(
-            [grid_text(grid) for p in self.train for example in p.examples for grid in example],
+            map(grid_text, grids),
             max_words=_MAX_WORDS,
             hash_buckets=_HASH_BUCKETS,
             alignment="completed",
@@ -109,6 +111,11 @@ class Arc:
     def word_vocab(self) -> int:
         """See `Task`."""
         return self.segmenter.num_ids
+
+    @property
+    def held_out_count(self) -> int:
+        """See `Task`."""
+        return len(self.held_out)
 
     @property
     def description(self) -> str:

@@ -41,6 +41,10 @@ class Task(Protocol):
     seq_len: int
 
     @property
+    def held_out_count(self) -> int | None:
+        """Held-out sequences before the first one comes again; None where they have no end."""
+
+    @property
     def word_vocab(self) -> int:
         """Word ids in use, `WordSegmenter.num_ids`."""
 

@@ -36,6 +36,8 @@ class Needle:
         ValueError: a shorter sequence.
     """
 
+    held_out_count: int | None = None  # drawn without end
+
     def __init__(self, batch: int, seq_len: int) -> None:
         if seq_len < _LEAST_TOKENS:
             raise ValueError(f"seq_len={seq_len}: needle needs at least {_LEAST_TOKENS}")

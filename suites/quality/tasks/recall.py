@@ -35,6 +35,8 @@ class Recall:
         ValueError: a sequence too short for one pair.
     """
 
+    held_out_count: int | None = None  # drawn without end
+
     def __init__(self, batch: int, seq_len: int) -> None:
         if seq_len < _LEAST_TOKENS:
             raise ValueError(f"seq_len={seq_len}: recall needs at least {_LEAST_TOKENS}")

