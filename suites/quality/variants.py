@@ -148,7 +148,16 @@ def variant_problem(variant: str, provider: str) -> str:
             continue  # that form has experts
         if served and provider not in served:
             return f"{provider} has no {name} to change: {name} is of {', '.join(served)}"
+    found = sorted({"init", "routing"} & changed.keys())
+    if found and not _has_bayesian_layers(variant_values(variant)):
+        return f"{found[0]} is of sparse Bayesian layers, and the rest of the variant leaves none"
     return ""
+
+
+def _has_bayesian_layers(values: Mapping[str, str]) -> bool:
+    """Whether q, k and v, or the feed-forward, are made by them; experts have none."""
+    synthesised = values["synthesis"] != "linear" or values["feed_forward"] == "moie"
+    return values["form"] == "blocks" and synthesised
 
 
 def _value(text: str, name: str, value: str) -> str:

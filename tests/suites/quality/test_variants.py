@@ -95,6 +95,10 @@ def test_what_cannot_be_meant_is_one_line(text, message):
         ("router=capr", "dynnsiha", "dynnsiha has no router"),
         ("form=flat,router=capr", "dynnsiha", ""),
         ("lr=0.1,word_embedding=off", "sliding", ""),
+        ("form=flat,routing=cosine", "dynnsiha", "routing is of sparse Bayesian layers, and"),
+        ("init=notes,synthesis=linear", "dynnsiha", "init is of sparse Bayesian layers, and"),
+        ("init=notes,synthesis=values", "dynnsiha", ""),
+        ("feed_forward=moie,init=notes,synthesis=linear", "dynnsiha", ""),
     ],
 )
 def test_a_provider_without_the_part_says_who_has_it(variant, provider, problem):
