@@ -87,11 +87,18 @@ class _Session:
         from dynbench.suites.prepare import prepare
 
         machine = self._machine(case.device)
+        writer = self._writer()
         subject = None
         try:
             with _measuring(machine["cpu_threads"]):
                 subject = prepare(case, provider_files)
-                columns = _columns(subject, case, machine)
+                if subject.once and benchmark is not None:  # its only call is the benchmark
+                    work = (subject, case, machine)
+                    columns = benchmark.pedantic(_columns, args=work, rounds=1, iterations=1)
+                else:
+                    columns = _columns(subject, case, machine)
+                if columns["status"] == "ok" and subject.keep is not None:
+                    subject.keep(writer.path, writer.run_id)
         except Exception as error:
             columns = {**machine, **failure_columns(error)}
         row = self._append(case, columns, provider_files)
@@ -102,8 +109,9 @@ class _Session:
         if benchmark is not None:
             names = ("run_id", "case_id", "latency_ms", "peak_memory_bytes", "rms_error")
             benchmark.extra_info["dynbench"] = {name: row[name] for name in names}
-            with _measuring(machine["cpu_threads"]):
-                benchmark(_synchronised(subject, case.device))
+            if not subject.once:
+                with _measuring(machine["cpu_threads"]):
+                    benchmark(_synchronised(subject, case.device))
         return row
 
     def finish(self) -> None:
@@ -129,17 +137,21 @@ class _Session:
             self.machines[device] = facts
         return self.machines[device]
 
-    def _append(self, case: Case, columns: Row, provider_files: Sequence[str | Path]) -> Row:
-        from dynbench.harness.run import RunOptions, identity_columns, without_identity
+    def _writer(self) -> RunWriter:
         from dynbench.harness.store import RunWriter, default_root
-        from dynbench.suites.request import repeat_command
 
         if self.writer is None:
             self.writer = RunWriter.create(self.out or default_root(), "pytest", quick=True)
+        return self.writer
+
+    def _append(self, case: Case, columns: Row, provider_files: Sequence[str | Path]) -> Row:
+        from dynbench.harness.run import RunOptions, identity_columns, without_identity
+        from dynbench.suites.request import repeat_command
+
         files = [Path(path) for path in provider_files]
         options = RunOptions(command_for=lambda one: repeat_command(one, files, ["--quick"]))
         identity = identity_columns(case, options)
-        return self.writer.append({**identity, **without_identity(columns)})
+        return self._writer().append({**identity, **without_identity(columns)})
 
 
 class _Plugin:
@@ -180,18 +192,27 @@ def _columns(subject: Subject, case: Case, machine: Row) -> Row:
 
 @contextlib.contextmanager
 def _measuring(threads: int) -> Iterator[None]:
-    """A worker's conditions: so many threads, and a heap that collections need not walk."""
+    """A worker's conditions, whatever other tests have set: torch as a case finds it there, so many
+    threads, and a heap that collections need not walk. Afterwards all is as it was."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    from dynbench.harness.worker import reset_torch
+
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    precision = torch.get_float32_matmul_precision()
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     gc.collect()
     gc.freeze()
     try:
-        yield
+        with torch.random.fork_rng(gpus):
+            reset_torch(threads)
+            yield
     finally:
         gc.unfreeze()
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_grad_enabled(before[2])
+        torch.set_float32_matmul_precision(precision)
 
 
 def _synchronised(subject: Subject, device: str) -> Callable[[], None]:

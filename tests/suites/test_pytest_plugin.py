@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from dynbench.harness.curves import read_curves
 from dynbench.harness.gate import baselines
 from dynbench.harness.gate.gating import gate_stored
 from dynbench.harness.gate.settings import Settings
-from dynbench.harness.store import list_runs, read_runs
+from dynbench.harness.store import list_runs, read_rows, read_runs
 
 SPEED = """
 from dynbench.suites.pytest_plugin import parametrize
@@ -22,6 +23,23 @@ from dynbench.suites.pytest_plugin import parametrize
 def test_speed(case, dynbench_case):
     row = dynbench_case(case)
     assert row["status"] == "ok" and row["rms_error"] <= row["rms_tolerance"]
+"""
+TRAINING = """
+import torch
+from dynbench.suites.pytest_plugin import parametrize
+
+def test_that_leaves_torch_otherwise():
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(7)
+
+@parametrize(suite="quality", task="copy", seq="32", train_steps=2, providers="sdpa", device="cpu",
+             q_heads=1, kv_heads=1, head_dim=8, layers=1, batch=1)
+def test_training(case, dynbench_case):
+    before = torch.get_rng_state()
+    assert dynbench_case(case)["status"] == "ok"
+    assert not torch.is_grad_enabled() and torch.get_default_dtype() == torch.float64
+    assert torch.equal(torch.get_rng_state(), before)
 """
 OWN = """
 import torch
@@ -93,6 +111,18 @@ def test_rows_lie_beside_the_plugins_numbers_and_the_gate_reads_them(project):
     assert outcome.exit_code == 0
     assert {v.case_id for v in outcome.verdicts} == set(by_case)
     assert all(v.baseline_ms and v.candidate_ms for v in outcome.verdicts)
+
+
+def test_a_training_is_called_once_and_other_tests_settings_are_no_part_of_it(tmp_path):
+    (tmp_path / "test_training.py").write_text(TRAINING)
+    done = run_pytest(tmp_path, "--benchmark-json=numbers.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (one,) = json.loads((tmp_path / "numbers.json").read_text())["benchmarks"]
+    assert (one["stats"]["rounds"], one["stats"]["iterations"]) == (1, 1)
+    (run,) = list_runs(tmp_path / "dynbench-results")
+    (row,) = read_rows([run.path])[0]
+    assert one["extra_info"]["dynbench"]["case_id"] == row["case_id"]
+    assert {record["case_id"] for record in read_curves(run.path)} == {row["case_id"]}
 
 
 @pytest.mark.parametrize("arguments", [["-p", "no:benchmark"], ["--benchmark-disable"]])
