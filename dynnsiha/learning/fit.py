@@ -80,7 +80,7 @@ def fit(
         checkpoint_every: steps between checkpoints; the last step always has one.
         log_every: steps between rows of the log.
         check_every: steps between looks at the loss, each of which waits for a GPU. Above 1, a loss
-            that is not finite is found up to that many steps later.
+            that is not finite is found up to that many steps later, but before the next checkpoint.
         evaluation: gives columns of the log, every ``evaluate_every`` steps and after the last one.
         resume: go on from the checkpoint in ``out`` if there is one.
         on_log: called with the step and its rows of the log, with or without ``out``.
@@ -137,7 +137,8 @@ def fit(
             evaluated = evaluation is not None and (step % evaluate_every == 0 or step == steps)
             wanted = step % log_every == 0 or evaluated
             logged = wanted and (log is not None or on_log is not None)
-            looked_at = logged or step % check_every == 0 or step == steps
+            due = folder is not None and (step % checkpoint_every == 0 or step == steps)
+            looked_at = logged or due or step % check_every == 0 or step == steps
             if schedule is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(step)
@@ -166,7 +167,6 @@ def fit(
                     log.add(step, rows)
                 if on_log is not None:
                     on_log(step, rows)
-            due = step % checkpoint_every == 0 or step == steps
             if folder is not None and log is not None and due:
                 log.write()
                 save_checkpoint(folder, model, optimizer, step=step, data=data)

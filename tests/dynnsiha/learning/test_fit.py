@@ -334,6 +334,23 @@ def test_looking_less_often_trains_the_same_and_still_finds_what_breaks(small_mo
         fit(model, windows, optimizer, steps=9, check_every=3)
 
 
+def test_what_breaks_between_looks_leaves_the_checkpoint_before_it(small_model, windows, tmp_path):
+    model = small_model("dynsiha")
+
+    def poison(step: int) -> None:
+        if step == 5:
+            with torch.no_grad():
+                model.logits.weight[0, 0] = torch.nan
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    often = {"checkpoint_every": 2, "log_every": 10, "check_every": 10}
+    with pytest.raises(FloatingPointError, match="step 6: loss nan"):
+        fit(model, windows, optimizer, steps=10, out=tmp_path, before_step=poison, **often)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    assert state["step"] == 4
+    assert all(x.isfinite().all() for x in state["model"].values())
+
+
 def test_batches_come_in_order(windows):
     drawn = [batch[0] for batch in drawn_batches(windows, 2, 4, torch.device("cpu"))]
     assert all(map(torch.equal, drawn, (windows.draw(n)[0] for n in (2, 3, 4))))
