@@ -65,7 +65,8 @@ def fit(
 
     A run that was cut off and resumed gives the same bits as one that was not, on the same machine
     with deterministic operations: weights, optimizer, torch's random numbers and data continue
-    where the checkpoint was written, and steps after it are taken again.
+    where the checkpoint was written, and steps after it are taken again. So a checkpoint of another
+    optimizer or learning rate is refused.
 
     Args:
         model: (char_ids, word_ids) → logits [B, T, char_vocab], as `DynNSIHALanguageModel`; it
@@ -93,7 +94,8 @@ def fit(
         `FitResult`.
 
     Raises:
-        ValueError: a number below 1, resume without ``out``, or a checkpoint of other data.
+        ValueError: a number below 1, resume without ``out``, or a checkpoint that cannot be read or
+            is of other data, of another optimizer or of another learning rate.
         FileExistsError: ``out`` holds a checkpoint, and ``resume`` is False.
         FloatingPointError: the loss or a gradient is not finite. That step is not taken.
 
