@@ -245,7 +245,10 @@ class DynNSIHALanguageModel(nn.Module):
         return texts[0] if isinstance(prompt, str) else texts
 
     def save(self, folder: str | os.PathLike[str], segmenter: WordSegmenter | None = None) -> None:
-        """Write weights (safetensors), configuration and, if given, the segmenter to a folder."""
+        """Write weights (safetensors), configuration and, if given, the segmenter to a folder.
+
+        What was saved there before is replaced, its segmenter too, by none if none is given.
+        """
         save_model(folder, self, self.config, segmenter)
 
     @classmethod
@@ -262,6 +265,7 @@ class DynNSIHALanguageModel(nn.Module):
 
         Raises:
             FileNotFoundError: no model in the folder.
-            ValueError: a configuration of another version, or weights that do not fit it.
+            ValueError: a configuration or segmenter of another version, weights that do not fit
+                it, or a file that cannot be read.
         """
         return load_model(folder, DynNSIHAConfig, cls, device, map_tables=map_tables)

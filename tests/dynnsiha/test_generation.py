@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -349,3 +352,56 @@ def test_loading_what_is_not_there_or_does_not_fit(segmenter, tmp_path):
         DynNSIHALanguageModel.load(tmp_path)
     config.write_text(kept)
     assert DynNSIHALanguageModel.load(tmp_path)[1] is None
+
+
+def test_what_is_saved_without_a_segmenter_is_loaded_without_one(segmenter, tmp_path):
+    model = model_of("dynsiha", segmenter)
+    model.save(tmp_path, segmenter)
+    model.save(tmp_path)
+    assert DynNSIHALanguageModel.load(tmp_path)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "written", "complaint"),
+    [
+        ("config.json", '"top_n"', '"top_m"', r"unknown settings \['top_m'\]; written by a later"),
+        ("config.json", '"char_vocab": 256,', "", r"has no settings \['char_vocab'\]"),
+        ("config.json", '"char_vocab"', "char_vocab", "cannot be read: Expecting"),
+        ("segmenter.json", '"words"', '"wards"', r"unknown settings \['wards'\]"),
+    ],
+)
+def test_settings_that_are_not_understood_name_their_file(
+    name, found, written, complaint, segmenter, tmp_path
+):
+    model_of("nsa", segmenter).save(tmp_path, segmenter)
+    kept = (tmp_path / name).read_text(encoding="utf-8")
+    assert found in kept
+    (tmp_path / name).write_text(kept.replace(found, written), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}: {complaint}"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_weights_that_are_cut_short_name_their_file(share, segmenter, tmp_path):
+    model_of("dynsiha", segmenter).save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read: .*; save it again"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+def test_words_of_any_script_are_saved_in_any_locale(tmp_path):
+    program = (
+        "import sys\n"
+        "from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel, WordSegmenter\n"
+        "words = WordSegmenter(['\\u4e2d\\u6587', '\\u00e9'], hash_buckets=1)\n"
+        "config = DynNSIHAConfig(char_vocab=8, word_vocab=4, d_model=8, layers=1, heads=1)\n"
+        "DynNSIHALanguageModel(config).save(sys.argv[1], words)\n"
+        "assert DynNSIHALanguageModel.load(sys.argv[1])[1].words == words.words\n"
+    )
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=os.environ | locale, check=True
+    )
+    assert DynNSIHALanguageModel.load(tmp_path)[1].words == ("\u4e2d\u6587", "\u00e9")
