@@ -250,6 +250,15 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     assert not share[p == 0].any()
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_the_smallest_temperatures_are_greedy(temperature, options):
+    logits = torch.tensor([[0.0, 30.0, 1.0], [-5.0, -3.0, -1e30], [-torch.inf, 0.0, 2.0]])
+    sampling = Sampling(temperature, **options)
+    assert torch.equal(sampling.probabilities(logits), Sampling(0).probabilities(logits))
+    assert sampling.draw(logits).tolist() == [1, 1, 2]
+
+
 def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert Sampling(0).draw(logits).tolist() == [1, 0]
