@@ -226,7 +226,8 @@ class DynNSIHALanguageModel(nn.Module):
         """Continue a text, or several of any lengths at once, by ``max_new`` characters.
 
         Args:
-            prompt: at least one character each.
+            prompt: at least one character each. With ``tile_scoring="aggregate"``, lengths that
+                differ must be multiples of query_tile plus 1, but for the longest.
             segmenter: the one that the model was trained with.
             max_new: characters to add.
             temperature, top_k, top_p: see `Sampling`; temperature 0 is greedy.
@@ -236,7 +237,8 @@ class DynNSIHALanguageModel(nn.Module):
             What was added, without the prompt: a string, or one for each prompt.
 
         Raises:
-            ValueError: an empty prompt, a number out of range, or a segmenter that does not fit.
+            ValueError: an empty prompt, a number out of range, a segmenter that does not fit, or
+                lengths that cannot be taken together.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(temperature, top_k, top_p)

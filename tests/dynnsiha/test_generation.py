@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel, WordSegmenter, chara
 from dynnsiha.generation import _WordReader
 from dynnsiha.sampling import Sampling
 
-from .variants import VARIANTS, every_variant
+from .variants import HYBRID, VARIANTS, every_variant
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,21 @@ def test_greedy_text_is_what_full_forwards_choose(name, text, segmenter):
                 logits = model(*ids_of(written, segmenter))[0, -1]
             written += chr(int(logits.argmax()))
         assert added == written[len(prompt) :]
+
+
+@pytest.mark.parametrize("form", ["blocks", "recursive"])
+def test_summed_scores_take_together_what_they_can_and_name_what_they_cannot(form, text, segmenter):
+    """Sums of tiles of 4 are kept to the last token alone: padding ends where a tile begins."""
+    nsa = replace(HYBRID, tile_scoring="aggregate")
+    options = {"form": form, "experts": 4} if form == "recursive" else {}
+    model = model_of("dynnsiha hybrid", segmenter, nsa=nsa, positions="none", **options)
+    prompts = [text[:49], text[10:32], text[40:73]]  # 49, 22 and 33
+    fitting = [prompts[0], prompts[2], text[:50]]
+    together = model.generate(fitting, segmenter, 6, temperature=0)
+    assert together == [model.generate(p, segmenter, 6, temperature=0) for p in fitting]
+    message = "has 22 characters beside one of 49, .*'aggregate' .*; generate from one at a time"
+    with pytest.raises(ValueError, match=message):
+        model.generate(prompts, segmenter, 6)
 
 
 def test_a_seed_repeats_a_text_and_another_seed_does_not(text, segmenter):
