@@ -14,6 +14,7 @@ from dynnsiha.sampling import Sampling
 
 if TYPE_CHECKING:
     from dynnsiha.model import DynNSIHALanguageModel
+    from dynnsiha.model_cache import ModelCache
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -30,7 +31,8 @@ def stream(
     """The next character of every prompt, ``max_new`` times: see `DynNSIHALanguageModel.generate`.
 
     Raises:
-        ValueError: an empty prompt, a max_new below 1, or a segmenter that the model does not fit.
+        ValueError: an empty prompt, a max_new below 1, a segmenter that the model does not fit, or
+            lengths that ``tile_scoring="aggregate"`` cannot take together.
     """
     _check(model, segmenter, prompts, max_new)
     device = next(model.parameters()).device
@@ -38,6 +40,7 @@ def stream(
     vocab = model.config.char_vocab
     lengths = [len(prompt) for prompt in prompts]
     cache = model.new_cache(len(prompts), max(lengths) + max_new)
+    _require_padding(cache, lengths)
     chars = _padded([character_ids(prompt, vocab) for prompt in prompts]).to(device)
     words = _padded([segmenter.segment(prompt) for prompt in prompts]).to(device)
     logits = model(chars, words, cache=cache)
@@ -72,6 +75,18 @@ def _check(
             f"segmenter: has {segmenter.num_ids} ids, the model's word_vocab is "
             f"{model.config.word_vocab}; use the segmenter that the model was trained with"
         )
+
+
+def _require_padding(cache: ModelCache, lengths: Sequence[int]) -> None:
+    """Shorter prompts are padded, and the padding is cut off again: refuse where it cannot be."""
+    longest = max(lengths)
+    for length in lengths:
+        if not cache.can_cut(longest, length):
+            raise ValueError(
+                f"prompt: has {length} characters beside one of {longest}, which"
+                " tile_scoring='aggregate' cannot take together; generate from one at a time, or"
+                " use tile_scoring='leader'"
+            )
 
 
 def _padded(rows: list[Tensor]) -> Tensor:

@@ -225,7 +225,8 @@ class DynNSIHALanguageModel(nn.Module):
         """Continue a text, or several of any lengths at once, by ``max_new`` characters.
 
         Args:
-            prompt: at least one character each.
+            prompt: at least one character each. With ``tile_scoring="aggregate"``, lengths that
+                differ must be multiples of query_tile plus 1, but for the longest.
             segmenter: the one that the model was trained with.
             max_new: characters to add.
             temperature, top_k, top_p: see `Sampling`; temperature 0 is greedy.
@@ -235,7 +236,8 @@ class DynNSIHALanguageModel(nn.Module):
             What was added, without the prompt: a string, or one for each prompt.
 
         Raises:
-            ValueError: an empty prompt, a number out of range, or a segmenter that does not fit.
+            ValueError: an empty prompt, a number out of range, a segmenter that does not fit, or
+                lengths that cannot be taken together.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(temperature, top_k, top_p)
@@ -244,7 +246,10 @@ class DynNSIHALanguageModel(nn.Module):
         return texts[0] if isinstance(prompt, str) else texts
 
     def save(self, folder: str | os.PathLike[str], segmenter: WordSegmenter | None = None) -> None:
-        """Write weights (safetensors), configuration and, if given, the segmenter to a folder."""
+        """Write weights (safetensors), configuration and, if given, the segmenter to a folder.
+
+        What was saved there before is replaced, its segmenter too, by none if none is given.
+        """
         save_model(folder, self, self.config, segmenter)
 
     @classmethod
@@ -261,6 +266,7 @@ class DynNSIHALanguageModel(nn.Module):
 
         Raises:
             FileNotFoundError: no model in the folder.
-            ValueError: a configuration of another version, or weights that do not fit it.
+            ValueError: a configuration or segmenter of another version, weights that do not fit
+                it, or a file that cannot be read.
         """
         return load_model(folder, DynNSIHAConfig, cls, device, map_tables=map_tables)

@@ -59,6 +59,10 @@ class ModelCache:
         """Raise ValueError unless ``count`` more tokens fit."""
         self.layers[0].require_room(count)
 
+    def can_cut(self, kept: int, length: int) -> bool:
+        """Whether attention lets `truncate` make ``length`` of ``kept`` tokens."""
+        return self.layers[0].can_cut(kept, length)
+
     def previous(self, layer: int) -> Tensor | None:
         """The input of a layer's token shift at the last token of each sequence, [B, d].
 

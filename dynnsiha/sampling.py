@@ -40,7 +40,9 @@ class Sampling:
         if self.temperature == 0:
             winner = logits.argmax(-1, keepdim=True)
             return torch.zeros_like(logits).scatter_(-1, winner, 1.0)
-        logits = logits / self.temperature
+        # The best at 0, so that none overflows; no device need divide by a subnormal number.
+        divisor = max(self.temperature, torch.finfo(logits.dtype).tiny)
+        logits = (logits - logits.amax(-1, keepdim=True)) / divisor
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             # Of equals the first ones, as argmax takes them; topk may take any.
             ranked, order = logits.sort(stable=True, dim=-1, descending=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from dynnsiha.optional import safetensors
 WEIGHTS, CONFIG, SEGMENTER = "model.safetensors", "config.json", "segmenter.json"
 
 Model = TypeVar("Model", bound=nn.Module)
+Made = TypeVar("Made")
 
 
 def save_model(
@@ -30,6 +32,7 @@ def save_model(
 
     Tables that are on disk already are written as well: the folder is complete. Weights that were
     there before are replaced at once, so that a model whose tables are mapped from them keeps them.
+    Without a segmenter, one that was there before is removed.
 
     Raises:
         ModuleNotFoundError: safetensors is not installed.
@@ -44,9 +47,12 @@ def save_model(
     unfinished = path / f"{WEIGHTS}.unfinished"
     files.save_file(weights, unfinished)
     os.replace(unfinished, path / WEIGHTS)
-    (path / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
-    if segmenter is not None:
-        (path / SEGMENTER).write_text(json.dumps(segmenter.to_dict(), ensure_ascii=False) + "\n")
+    (path / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    if segmenter is None:
+        (path / SEGMENTER).unlink(missing_ok=True)
+    else:
+        words = json.dumps(segmenter.to_dict(), ensure_ascii=False)
+        (path / SEGMENTER).write_text(words + "\n", encoding="utf-8")
 
 
 def load_model(
@@ -63,22 +69,25 @@ def load_model(
 
     Raises:
         FileNotFoundError: no model in the folder.
-        ValueError: a configuration of another version, or weights that do not fit it.
+        ValueError: a configuration or segmenter of another version, weights that do not fit it, or
+            a file that cannot be read.
         ModuleNotFoundError: safetensors is not installed.
     """
-    files = safetensors().torch
+    files = safetensors()
     path = Path(folder)
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         raise FileNotFoundError(f"{path}: holds no {CONFIG} and {WEIGHTS}; save a model there")
-    settings = json.loads((path / CONFIG).read_text())
-    unknown = sorted(set(settings) - {field.name for field in fields(config_type)})  # type: ignore[arg-type]
-    if unknown:
-        raise ValueError(f"{path / CONFIG}: unknown settings {unknown}; written by a later version")
+    settings = _read_json(path / CONFIG)
     if settings.get("nsa") is not None:
-        nsa = settings["nsa"] | {"branches": tuple(settings["nsa"]["branches"])}
-        settings["nsa"] = NSAConfig(**nsa)
-    model = model_type(config_type(**settings))
-    in_file = files.load_file(path / WEIGHTS)
+        nsa = dict(settings["nsa"])
+        if "branches" in nsa:
+            nsa["branches"] = tuple(nsa["branches"])
+        settings["nsa"] = _made(NSAConfig, nsa, path / CONFIG)
+    model = model_type(_made(config_type, settings, path / CONFIG))
+    try:
+        in_file = files.torch.load_file(path / WEIGHTS)
+    except files.SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS}: cannot be read: {error}; save it again") from error
     if map_tables:
         for name, module in model.named_modules():
             if isinstance(module, DeepEmbed):
@@ -94,5 +103,25 @@ def load_model(
         raise ValueError(f"{path / WEIGHTS}: does not fit {CONFIG}: {first}") from error
     segmenter = None
     if (path / SEGMENTER).is_file():
-        segmenter = WordSegmenter.from_dict(json.loads((path / SEGMENTER).read_text()))
+        segmenter = _made(WordSegmenter, _read_json(path / SEGMENTER), path / SEGMENTER)
     return model.to(device), segmenter
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read: {error}; save the model again") from error
+    return state
+
+
+def _made(kind: Callable[..., Made], settings: dict[str, Any], path: Path) -> Made:
+    """``kind`` with the settings of a file: it must know all of them, and need no other."""
+    known = inspect.signature(kind).parameters
+    unknown = sorted(settings.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"{path}: unknown settings {unknown}; written by a later version")
+    missing = [n for n, p in known.items() if p.default is p.empty and n not in settings]
+    if missing:
+        raise ValueError(f"{path}: has no settings {missing}; written by another version")
+    return kind(**settings)

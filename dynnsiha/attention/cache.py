@@ -210,6 +210,14 @@ class KVCache:
         for kept, summaries, of in kinds:
             summaries[row, :, window] = of(kept[row[:, None], :, at])[:, 0].to(kept.dtype)
 
+    def can_cut(self, kept: int, length: int) -> bool:
+        """Whether `truncate` can make ``length`` of ``kept`` tokens: not inside of a tile's sum."""
+        if self.pending is None or length in (0, kept):
+            return True
+        assert self.config is not None
+        assert isinstance(self.config.query_tile, int)
+        return length % self.config.query_tile == 1
+
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what stands behind each sequence's length: padding, or tokens taken back.
 
@@ -224,18 +232,16 @@ class KVCache:
             if not 0 <= length <= kept:
                 raise ValueError(f"lengths: {length} must be from 0 to {kept}, the present length")
         if self.pending is not None:
-            assert self.config is not None
-            assert isinstance(self.config.query_tile, int)
-            tile = self.config.query_tile
             for row, (kept, length) in enumerate(zip(self._lengths, new, strict=True)):
-                if length == kept:
-                    continue
-                if length % tile != 1 and length != 0:
+                if not self.can_cut(kept, length):
+                    assert self.config is not None
                     raise ValueError(
                         f"lengths: {length} is in the middle of a sum of tile_scoring='aggregate'; "
-                        f"truncate to a multiple of {tile} plus 1, or use tile_scoring='leader'"
+                        f"truncate to a multiple of {self.config.query_tile} plus 1, or use "
+                        "tile_scoring='leader'"
                     )
-                self.pending[row] = 0.0
+                if length != kept:
+                    self.pending[row] = 0.0
         self._lengths = new
 
     def select(self, rows: Sequence[int]) -> None:

@@ -51,21 +51,25 @@ class MappedTable(nn.Module):
         return rows
 
     def _read(self) -> Any:
+        self._require_file()
         try:
             return torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"{self.path} is no table: write one with write_table") from error
 
     def _read_named(self, name: str) -> Tensor:
         files = safetensors()
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such file")
+        self._require_file()
         try:
             with files.safe_open(self.path, framework="pt", device="cpu") as file:
                 rows: Tensor = file.get_tensor(name)  # mapped: nothing is read yet
         except files.SafetensorError as error:
             raise ValueError(f"{self.path} holds no table {name!r}: {error}") from error
         return rows
+
+    def _require_file(self) -> None:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file")
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy maps the same file; without this it would hold the table in memory.

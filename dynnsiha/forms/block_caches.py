@@ -58,6 +58,10 @@ class BlockCaches:
         """Raise ValueError unless ``count`` more tokens fit."""
         self.caches[0].require_room(count)
 
+    def can_cut(self, kept: int, length: int) -> bool:
+        """Whether `truncate` can make ``length`` of ``kept`` tokens, as `KVCache.can_cut`."""
+        return self.caches[0].can_cut(kept, length)
+
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what stands behind each sequence's length, as `KVCache.truncate`."""
         for cache in self.caches:

@@ -65,7 +65,8 @@ def fit(
 
     A run that was cut off and resumed gives the same bits as one that was not, on the same machine
     with deterministic operations: weights, optimizer, torch's random numbers and data continue
-    where the checkpoint was written, and steps after it are taken again.
+    where the checkpoint was written, and steps after it are taken again. So a checkpoint of another
+    optimizer or learning rate is refused.
 
     Args:
         model: (char_ids, word_ids) → logits [B, T, char_vocab], as `DynNSIHALanguageModel`; it
@@ -80,7 +81,7 @@ def fit(
         checkpoint_every: steps between checkpoints; the last step always has one.
         log_every: steps between rows of the log.
         check_every: steps between looks at the loss, each of which waits for a GPU. Above 1, a loss
-            that is not finite is found up to that many steps later.
+            that is not finite is found up to that many steps later, but before the next checkpoint.
         evaluation: gives columns of the log, every ``evaluate_every`` steps and after the last one.
         resume: go on from the checkpoint in ``out`` if there is one.
         on_log: called with the step and its rows of the log, with or without ``out``.
@@ -93,7 +94,8 @@ def fit(
         `FitResult`.
 
     Raises:
-        ValueError: a number below 1, resume without ``out``, or a checkpoint of other data.
+        ValueError: a number below 1, resume without ``out``, or a checkpoint that cannot be read or
+            is of other data, of another optimizer or of another learning rate.
         FileExistsError: ``out`` holds a checkpoint, and ``resume`` is False.
         FloatingPointError: the loss or a gradient is not finite. That step is not taken.
 
@@ -137,7 +139,8 @@ def fit(
             evaluated = evaluation is not None and (step % evaluate_every == 0 or step == steps)
             wanted = step % log_every == 0 or evaluated
             logged = wanted and (log is not None or on_log is not None)
-            looked_at = logged or step % check_every == 0 or step == steps
+            due = folder is not None and (step % checkpoint_every == 0 or step == steps)
+            looked_at = logged or due or step % check_every == 0 or step == steps
             if schedule is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(step)
@@ -166,7 +169,6 @@ def fit(
                     log.add(step, rows)
                 if on_log is not None:
                     on_log(step, rows)
-            due = step % checkpoint_every == 0 or step == steps
             if folder is not None and log is not None and due:
                 log.write()
                 save_checkpoint(folder, model, optimizer, step=step, data=data)

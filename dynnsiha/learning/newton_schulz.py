@@ -11,8 +11,9 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
     """Push every singular value of matrix [..., m, n] towards 1, keeping the singular vectors.
 
-    X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, starting at matrix / ||matrix||_F. With these coefficients
-    five steps bring a singular value of 0.01 and more of the norm to between 0.68 and 1.14; smaller
+    X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, starting at matrix / ||matrix||_F, whatever its scale: each
+    matrix of a batch is first divided by its largest absolute value. With these coefficients five
+    steps bring a singular value of 0.01 and more of the norm to between 0.68 and 1.14; smaller
     ones grow about a hundredfold, and zeros stay zeros.
 
     Args:
@@ -27,8 +28,11 @@ def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
     a, b, c = _COEFFICIENTS
     wide = matrix.shape[-2] <= matrix.shape[-1]
     x = matrix if wide else matrix.mT  # the smaller Gram matrix of the two
-    norm = torch.linalg.matrix_norm(x, keepdim=True)
-    x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
+    # The norm squares its input: entries below 1e-23 would vanish in it, and those above 1e19 be
+    # infinite. The largest number first, then.
+    for order in (torch.inf, 2):
+        size = torch.linalg.vector_norm(x, order, (-2, -1), keepdim=True)
+        x = x / size.clamp(min=torch.finfo(x.dtype).tiny)
     shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
     for _ in range(steps):  # sums inside of the products: small matrices are bound by launches
         gram = torch.bmm(x, x.mT)

@@ -103,7 +103,9 @@ class RMSuon(Optimizer):
         (beta_1, beta_2), lr = group["betas"], group["lr"]
         count = count + active
         mean = torch.where(active, mean.lerp(grad, 1 - beta_1), mean)
-        square = torch.where(active, torch.lerp(square, grad.square(), 1 - beta_2), square)
+        # No lerp: a square beyond the largest number would make the next one inf - inf.
+        decayed = torch.addcmul(square * beta_2, grad, grad, value=1 - beta_2)
+        square = torch.where(active, decayed, square)
 
         precision = torch.promote_types(grad.dtype, torch.float32)
         steps = count.clamp(min=1).to(precision)  # 0 where nothing is active, and nothing is used

@@ -15,13 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynnsiha.synthesis.sbl import Init
+from dynnsiha.synthesis.sbl import NORM_EPS, Init
 
 Mask = Literal["relu", "softmax"]
 Router = Literal["dot", "cpr", "capr"]
 
-# Above the smallest float16, so that a zero vector has the direction 0 in every dtype.
-_NORM_EPS = 1e-6
 _CALIBRATION_INPUTS = 1024
 # One that nobody seeds a model with: else the inputs would be the very numbers the keys were.
 _CALIBRATION_SEED = 0x9E3779B97F4A7C15
@@ -171,9 +169,9 @@ class CosinePrototypeRouting(PrototypeRouter):
 
     def logits(self, x: Tensor) -> Tensor:
         """See `PrototypeRouter.logits`."""
-        proto = F.normalize(self.proto, dim=-1, eps=_NORM_EPS) * self.score_scale
+        proto = F.normalize(self.proto, dim=-1, eps=NORM_EPS) * self.score_scale
         threshold = torch.sigmoid(self.gate) * self.score_scale
-        return F.linear(F.normalize(x, dim=-1, eps=_NORM_EPS), proto, -threshold)
+        return F.linear(F.normalize(x, dim=-1, eps=NORM_EPS), proto, -threshold)
 
     def weights(self, logits: Tensor) -> Tensor:
         """logits [..., n] → weights [..., n], at least one of them above 0."""
@@ -257,7 +255,7 @@ class CrossAttentionPrototypeRouting(PrototypeRouter):
         return self._recall(x.to(self.keys), self.values).std()
 
     def _recall(self, x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:
-        normal = F.rms_norm(x, (self.d_in,), eps=_NORM_EPS)
+        normal = F.rms_norm(x, (self.d_in,), eps=NORM_EPS)
         attention = F.linear(normal, self.keys / math.sqrt(self.d_in)).softmax(dim=-1)
         return F.linear(attention, values.T, offset)
 

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 Init = Literal["calibrated", "notes"]
 Routing = Literal["dot", "cosine"]
 
+NORM_EPS = 1e-6
+"""Least length that a direction is divided by: above the smallest float16, so that a zero vector
+has the direction 0 in every dtype."""
+
 _SIGMA_RAW_STD = 0.5
 _GATE_AT_INIT = -0.1
 
@@ -108,8 +112,8 @@ class SparseBayesianLinear(nn.Module):
     def _score(self, x: Tensor, offset: Tensor | None) -> Tensor:
         # c rides on the small matrix, the gate on the matmul's bias: no extra pass over scores.
         if self.routing == "cosine":
-            keys = F.normalize(self.keys(), dim=-1) * self.score_scale
-            return F.linear(F.normalize(x, dim=-1), keys, offset)
+            keys = F.normalize(self.keys(), dim=-1, eps=NORM_EPS) * self.score_scale
+            return F.linear(F.normalize(x, dim=-1, eps=NORM_EPS), keys, offset)
         return F.linear(x, self.keys() * (self.score_scale / math.sqrt(self.d_in)), offset)
 
     def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Tensor]:

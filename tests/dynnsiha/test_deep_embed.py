@@ -379,6 +379,9 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("not a table")
     with pytest.raises(ValueError, match=r"text is no table: write one with write_table"):
         DeepEmbed(WIDTH, VOCAB, table_file=tmp_path / "text")
+    (tmp_path / "short").write_bytes((tmp_path / "whole").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"short is no table: write one with write_table"):
+        DeepEmbed(WIDTH, VOCAB, table_file=tmp_path / "short")
     mapped = _mapped(_layer("1x"), tmp_path / "table")
     with pytest.raises(ValueError, match=r"the table is already the file .*table; copy that"):
         mapped.write_table(tmp_path / "other")

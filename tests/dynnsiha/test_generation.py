@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel, WordSegmenter, chara
 from dynnsiha.generation import _WordReader
 from dynnsiha.sampling import Sampling
 
-from .variants import VARIANTS, every_variant
+from .variants import HYBRID, VARIANTS, every_variant
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,21 @@ def test_greedy_text_is_what_full_forwards_choose(name, text, segmenter):
                 logits = model(*ids_of(written, segmenter))[0, -1]
             written += chr(int(logits.argmax()))
         assert added == written[len(prompt) :]
+
+
+@pytest.mark.parametrize("form", ["blocks", "recursive"])
+def test_summed_scores_take_together_what_they_can_and_name_what_they_cannot(form, text, segmenter):
+    """Sums of tiles of 4 are kept to the last token alone: padding ends where a tile begins."""
+    nsa = replace(HYBRID, tile_scoring="aggregate")
+    options = {"form": form, "experts": 4} if form == "recursive" else {}
+    model = model_of("dynnsiha hybrid", segmenter, nsa=nsa, positions="none", **options)
+    prompts = [text[:49], text[10:32], text[40:73]]  # 49, 22 and 33
+    fitting = [prompts[0], prompts[2], text[:50]]
+    together = model.generate(fitting, segmenter, 6, temperature=0)
+    assert together == [model.generate(p, segmenter, 6, temperature=0) for p in fitting]
+    message = "has 22 characters beside one of 49, .*'aggregate' .*; generate from one at a time"
+    with pytest.raises(ValueError, match=message):
+        model.generate(prompts, segmenter, 6)
 
 
 def test_a_seed_repeats_a_text_and_another_seed_does_not(text, segmenter):
@@ -247,6 +266,15 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     assert not share[p == 0].any()
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_the_smallest_temperatures_are_greedy(temperature, options):
+    logits = torch.tensor([[0.0, 30.0, 1.0], [-5.0, -3.0, -1e30], [-torch.inf, 0.0, 2.0]])
+    sampling = Sampling(temperature, **options)
+    assert torch.equal(sampling.probabilities(logits), Sampling(0).probabilities(logits))
+    assert sampling.draw(logits).tolist() == [1, 1, 2]
+
+
 def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert Sampling(0).draw(logits).tolist() == [1, 0]
@@ -349,3 +377,56 @@ def test_loading_what_is_not_there_or_does_not_fit(segmenter, tmp_path):
         DynNSIHALanguageModel.load(tmp_path)
     config.write_text(kept)
     assert DynNSIHALanguageModel.load(tmp_path)[1] is None
+
+
+def test_what_is_saved_without_a_segmenter_is_loaded_without_one(segmenter, tmp_path):
+    model = model_of("dynsiha", segmenter)
+    model.save(tmp_path, segmenter)
+    model.save(tmp_path)
+    assert DynNSIHALanguageModel.load(tmp_path)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "written", "complaint"),
+    [
+        ("config.json", '"top_n"', '"top_m"', r"unknown settings \['top_m'\]; written by a later"),
+        ("config.json", '"char_vocab": 256,', "", r"has no settings \['char_vocab'\]"),
+        ("config.json", '"char_vocab"', "char_vocab", "cannot be read: Expecting"),
+        ("segmenter.json", '"words"', '"wards"', r"unknown settings \['wards'\]"),
+    ],
+)
+def test_settings_that_are_not_understood_name_their_file(
+    name, found, written, complaint, segmenter, tmp_path
+):
+    model_of("nsa", segmenter).save(tmp_path, segmenter)
+    kept = (tmp_path / name).read_text(encoding="utf-8")
+    assert found in kept
+    (tmp_path / name).write_text(kept.replace(found, written), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}: {complaint}"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_weights_that_are_cut_short_name_their_file(share, segmenter, tmp_path):
+    model_of("dynsiha", segmenter).save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read: .*; save it again"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+def test_words_of_any_script_are_saved_in_any_locale(tmp_path):
+    program = (
+        "import sys\n"
+        "from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel, WordSegmenter\n"
+        "words = WordSegmenter(['\\u4e2d\\u6587', '\\u00e9'], hash_buckets=1)\n"
+        "config = DynNSIHAConfig(char_vocab=8, word_vocab=4, d_model=8, layers=1, heads=1)\n"
+        "DynNSIHALanguageModel(config).save(sys.argv[1], words)\n"
+        "assert DynNSIHALanguageModel.load(sys.argv[1])[1].words == words.words\n"
+    )
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=os.environ | locale, check=True
+    )
+    assert DynNSIHALanguageModel.load(tmp_path)[1].words == ("\u4e2d\u6587", "\u00e9")

@@ -92,6 +92,28 @@ def test_cosine_equals_torch_cosine_similarity():
     torch.testing.assert_close(layer.score(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [
+        *(
+            (dtype, False)
+            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+        ),
+        *((dtype, True) for dtype in (torch.bfloat16, torch.float16)),
+    ],
+)
+def test_a_zero_vector_has_the_direction_zero_in_every_dtype(dtype, autocast):
+    layer = _layer(routing="cosine")
+    layer = layer if autocast else layer.to(dtype)
+    x = torch.zeros(2, 12, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        y, weight = layer(x, return_routing=True)
+    expected = (-layer.gate).relu().to(weight.dtype).expand_as(weight)
+    torch.testing.assert_close(weight, expected)
+    y.sum().backward()
+    assert all(bool(t.isfinite().all()) for t in (y, x.grad, *(p.grad for p in layer.parameters())))
+
+
 def test_distinct_inputs_meet_distinct_matrices():
     layer = _layer()
     first, second = torch.randn(2, 12)

@@ -14,10 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dynnsiha.synthesis.sbl import NORM_EPS
+
 from .choice import TILE, VARYING, Weights, best_of, group_pairs
 
 _STEP = 64  # features at a time
-_EPS = tl.constexpr(1e-6)  # as in `CosinePrototypeRouting`
+_EPS = tl.constexpr(NORM_EPS)
 
 
 def choose_by_cosine(

@@ -71,6 +71,11 @@ class Needle:
         latest_value = (self.end - 1) * _SLOT + 2
         return self.seq_len - 2 - latest_value
 
+    @property
+    def told_until(self) -> int:
+        """Last token that tells a needle's value: as the last completed word, until the next is."""
+        return self.end * _SLOT + _SLOT - 2
+
     def draw(self, stream: Stream, seed: int, position: int) -> Batch:
         """See `Task`."""
         random = generator(stream, seed, position)
@@ -115,7 +120,8 @@ class Needle:
 def reach_problem(needle: Needle, layers: int, config: NSAConfig | None) -> str:
     """Why the needle would be found without choosing its block; empty where it would not.
 
-    A window passes information on from layer to layer, so what it reaches grows with them.
+    Windows and forced blocks pass information on from layer to layer, so what they reach grows with
+    them.
     """
     if config is None:
         return ""
@@ -126,12 +132,35 @@ def reach_problem(needle: Needle, layers: int, config: NSAConfig | None) -> str:
             f"needle: {layers} layers of window {config.window} reach {reached} tokens back, it "
             f"lies {needle.distance} away at T={needle.seq_len}: {fix}"
         )
-    if "selected" not in config.branches:
-        return ""
     forced, local = (n * config.block_size for n in (config.init_blocks, config.local_blocks))
-    if forced > needle.start or local >= needle.distance:
+    selects = "selected" in config.branches
+    if selects and (forced > needle.start or local >= needle.distance):
         return (
             f"needle: forced blocks of {config.block_size} cover places of it at "
             f"T={needle.seq_len}: {fix}"
         )
+    earliest = passed_on_from(needle.seq_len - 2, layers, config)
+    if earliest <= needle.told_until:
+        return (
+            f"needle: {layers} layers pass on tokens from {earliest} by windows and forced blocks, "
+            f"its value is told up to {needle.told_until} at T={needle.seq_len}: {fix}, or fewer "
+            "layers"
+        )
     return ""
+
+
+def passed_on_from(place: int, layers: int, config: NSAConfig) -> int:
+    """The earliest token from which windows and newest blocks pass something on to ``place``.
+
+    Each layer sees without a choice from where its window or the first of its newest blocks begins,
+    whichever is farther. The first blocks lead nowhere but to themselves.
+    """
+    for _ in range(layers):
+        begins = [place]
+        if "sliding" in config.branches:
+            begins.append(place - config.window + 1)
+        if "selected" in config.branches:
+            block = place // config.block_size
+            begins.append((block - config.local_blocks + 1) * config.block_size)
+        place = max(0, min(begins))
+    return place

@@ -25,6 +25,7 @@ from dynnsiha.learning import (
     kl_divergence_loss,
     output_entropy,
     read_log,
+    save_checkpoint,
     warmup_cosine,
 )
 from dynnsiha.learning.batches import drawn_batches
@@ -208,6 +209,47 @@ def test_what_cannot_go_on_names_the_fix(small_model, windows, tmp_path):
         _run(small_model, other, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume=True without out"):
         _run(small_model, windows, out=None, resume=True)
+    log = read_log(tmp_path)
+    for kind, name in (("adamw", "AdamW"), ("sgd", "SGD")):
+        with pytest.raises(ValueError, match=f"is {name}, but the .* was made with RMSuon; give"):
+            _run(small_model, windows, out=tmp_path, kind=kind, resume=True)
+    assert read_log(tmp_path).equals(log)
+
+
+def test_another_learning_rate_cannot_go_on(small_model, windows, tmp_path):
+    model = small_model("dynsiha")
+    schedule = {"steps": 3, "out": tmp_path, "schedule": warmup_cosine(3, warmup=1)}
+    first = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    fit(model, windows, first, **schedule)
+    fit(model, windows, first, **schedule | {"steps": 4, "resume": True})  # one that has moved
+    weights = [p.detach().clone() for p in model.parameters()]
+    other = torch.optim.AdamW(model.parameters(), lr=0.5)
+    with pytest.raises(ValueError, match=r"lr=0\.5, but the .* was made with 0\.001; give"):
+        fit(model, windows, other, **schedule | {"steps": 5, "resume": True})
+    assert not other.state
+    assert all(map(torch.equal, model.parameters(), weights))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_checkpoint_that_is_cut_short_names_the_file(share, small_model, windows, tmp_path):
+    model = small_model("dynsiha")
+    optimizer = torch.optim.AdamW(model.parameters())
+    path = save_checkpoint(tmp_path, model, optimizer, step=1, data=windows.identity())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: cannot be read, .*; remove it to start"):
+        fit(model, windows, optimizer, steps=2, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("held", "complaint"), [([1], "cannot be read"), ({"step": 1}, r"has no \['data', 'model'")]
+)
+def test_a_file_that_is_no_checkpoint_is_refused(held, complaint, small_model, windows, tmp_path):
+    model = small_model("dynsiha")
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.save(held, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt: {complaint}"):
+        fit(model, windows, optimizer, steps=2, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +374,23 @@ def test_looking_less_often_trains_the_same_and_still_finds_what_breaks(small_mo
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(FloatingPointError, match="step 3: loss nan"):
         fit(model, windows, optimizer, steps=9, check_every=3)
+
+
+def test_what_breaks_between_looks_leaves_the_checkpoint_before_it(small_model, windows, tmp_path):
+    model = small_model("dynsiha")
+
+    def poison(step: int) -> None:
+        if step == 5:
+            with torch.no_grad():
+                model.logits.weight[0, 0] = torch.nan
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    often = {"checkpoint_every": 2, "log_every": 10, "check_every": 10}
+    with pytest.raises(FloatingPointError, match="step 6: loss nan"):
+        fit(model, windows, optimizer, steps=10, out=tmp_path, before_step=poison, **often)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    assert state["step"] == 4
+    assert all(x.isfinite().all() for x in state["model"].values())
 
 
 def test_batches_come_in_order(windows):

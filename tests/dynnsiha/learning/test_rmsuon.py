@@ -119,6 +119,48 @@ def test_newton_schulz_keeps_singular_vectors_and_acts_on_values_alone(values, s
     assert torch.equal(newton_schulz(torch.zeros(3, 4)), torch.zeros(3, 4))
 
 
+@settings(max_examples=60, deadline=None)
+@given(exponent=st.floats(-38, 30), wide=st.booleans())
+def test_the_orthogonalised_direction_has_no_scale(exponent, wide):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(*((4, 6) if wide else (6, 4)), generator=generator)
+    scaled = newton_schulz(matrix * 10**exponent)
+    torch.testing.assert_close(scaled, newton_schulz(matrix), atol=1e-4, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(exponent=st.floats(-38, 30), eps=st.sampled_from([1e-8, 1e-3]))
+def test_a_gradient_of_any_scale_gives_a_finite_step_in_the_same_direction(exponent, eps):
+    """Its length is Adam's, which eps makes shorter for small gradients, down to none, and a square
+    beyond the largest number as well."""
+    grads = [g.float() for g in _gradients(4, 6)]
+    moved = []
+    for scale in (1.0, 10**exponent):
+        p = nn.Parameter(torch.zeros(4, 6))
+        _steps(p, [g * scale for g in grads[:1]], weight_decay=0.0, eps=eps)
+        moved.append(p.detach().double())
+        _steps(p, [g * scale for g in grads], eps=eps)
+        assert p.isfinite().all()
+    if -30 < exponent < 18:
+        torch.testing.assert_close(*(m / m.norm() for m in moved), atol=1e-4, rtol=0)
+    if -3 < exponent < 18 and eps == 1e-8:
+        torch.testing.assert_close(*moved, atol=1e-4 * LR, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-30, 1e-23, 1e30])
+def test_an_expert_with_a_tiny_gradient_spoils_no_other(scale):
+    grads = [g.float() for g in _gradients(3, 5, 4)]
+    for grad in grads:
+        grad[1] *= scale
+    bank = nn.Parameter(torch.randn(3, 5, 4))
+    slices = [nn.Parameter(bank[e].detach().clone()) for e in range(3)]
+    _steps(bank, grads)
+    assert bank.isfinite().all()
+    for e, single in enumerate(slices):
+        _steps(single, [g[e] for g in grads])
+        torch.testing.assert_close(bank[e], single)
+
+
 def test_each_matrix_of_a_bank_is_on_its_own():
     grads = _gradients(3, 5, 4)
     bank = nn.Parameter(torch.randn(3, 5, 4, dtype=torch.float64))

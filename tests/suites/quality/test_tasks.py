@@ -19,9 +19,10 @@ from dynbench.suites.quality.tasks.arc import Arc, Puzzle, grid_text
 from dynbench.suites.quality.tasks.base import TrainingBatches
 from dynbench.suites.quality.tasks.copying import Copy
 from dynbench.suites.quality.tasks.making import make_task
-from dynbench.suites.quality.tasks.needle import MARK, Needle, reach_problem
+from dynbench.suites.quality.tasks.needle import MARK, Needle, passed_on_from, reach_problem
 from dynbench.suites.quality.tasks.recall import Recall
 from dynbench.suites.quality.tasks.text import Corpus, Text, library_corpus, split_files
+from dynnsiha import DynNSIHAConfig, DynNSIHALanguageModel
 from dynnsiha.attention.config import NSAConfig
 
 CORPUS = Corpus.of(
@@ -166,6 +167,10 @@ BLOCKS_OF_16 = {"block_size": 16, "compress_block": 16, "compress_stride": 16, "
         (2, {"window": 32, "local_blocks": 7, "top_n": 8}, "forced blocks of 16"),
         (4, {"window": 32, "branches": ("compressed", "selected")}, ""),
         (2, {"window": 32, "init_blocks": 2, "branches": ("sliding",)}, ""),
+        (5, {"window": 8}, ""),  # from 254 to the block before, five times: 160
+        (6, {"window": 8}, "6 layers pass on tokens from 144 by windows and forced blocks"),
+        (3, {"window": 32}, ""),
+        (3, {"window": 33}, "told up to 158 at T=256"),  # its value is at 152, then by its word
     ],
 )
 def test_a_needle_within_reach_is_refused(layers, fields, complaint):
@@ -174,6 +179,57 @@ def test_a_needle_within_reach_is_refused(layers, fields, complaint):
     assert complaint in problem
     assert bool(problem) == bool(complaint)
     assert reach_problem(Needle(1, 256), layers, None) == ""
+
+
+def test_forced_blocks_pass_the_needle_on():
+    """Gradients say so: see `test_what_is_passed_on_is_what_has_a_gradient`."""
+    config = NSAConfig(window=32)  # blocks of 64
+    assert reach_problem(Needle(1, 640), 2, config) == ""
+    assert "4 layers pass on tokens from 320 by" in reach_problem(Needle(1, 640), 4, config)
+    assert reach_problem(Needle(1, 512), 4, NSAConfig(**BLOCKS_OF_16, window=32)) == ""
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    place=st.integers(0, 95),
+    layers=st.integers(1, 3),
+    window=st.integers(1, 40),
+    block=st.sampled_from([4, 8, 16]),
+    local=st.integers(1, 3),
+    branches=st.sampled_from([("selected", "sliding"), ("selected",), ("sliding",)]),
+)
+def test_what_is_passed_on_is_what_has_a_gradient(place, layers, window, block, local, branches):
+    """Of a model whose lists are the newest blocks alone: no token has a gradient before it."""
+    nsa = NSAConfig(
+        block_size=block,
+        compress_block=block,
+        compress_stride=block,
+        top_n=local,
+        init_blocks=0,
+        local_blocks=local,
+        window=window,
+        branches=branches,
+    )
+    sizes = {"char_vocab": 8, "word_vocab": 3, "d_model": 8, "heads": 1, "layers": layers}
+    torch.manual_seed(0)
+    model = DynNSIHALanguageModel(DynNSIHAConfig(attention="nsa", nsa=nsa, **sizes)).double()
+    seen = []
+    model.embedding.register_forward_hook(lambda _, __, x: seen.append(x) or x.retain_grad())
+    chars, words = torch.randint(8, (1, 96)), torch.zeros(1, 96, dtype=torch.long)
+    model(chars, words)[0, place].square().sum().backward()
+    moved = seen[0].grad[0].abs().sum(-1).nonzero()[:, 0].tolist()
+    assert moved == list(range(passed_on_from(place, layers, nsa), place + 1))
+
+
+def test_words_tell_the_value_of_a_needle_a_little_longer():
+    task = Needle(8, 256)
+    last = 0
+    for position in range(40):
+        drawn = task.draw("train", 3, position)
+        for text, words in zip(texts(drawn.char_ids), drawn.word_ids, strict=True):
+            told = words == task.segmenter.word_id(text[-1])
+            last = max(last, int(told.nonzero().max()))
+    assert last == task.told_until > 254 - task.distance
 
 
 @given(seq_len=st.integers(8, 99))
