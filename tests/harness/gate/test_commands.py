@@ -87,6 +87,8 @@ def test_broken_files_and_missing_names_are_one_line(dynbench, rows, saved, tmp_
         (["--baseline", "main", "--candidate", good, "--case", "*9k*"], 3, "names no case"),
         (["--candidate", good, "--rev", "HEAD"], 2, "leave it out with --rev"),
         (["--rev", "HEAD"], 2, "needs a git checkout"),
+        (["--rev", ""], 2, "printed nothing"),
+        (["--rev", "", "--self-check"], 2, "printed nothing"),
         (["--candidate", good, "--accept", "x"], 2, "name a saved one with --baseline"),
         (["--baseline", "main", "--candidate", good, "--accept", "x"], 2, "is no day"),
         (["--baseline", "main", "--candidate", good, "--junit", "no/x.xml"], 2, "name another"),
