@@ -284,26 +284,42 @@ def rounds_for(
     """Rounds for each case, from the noise of those so far, where ``compared`` cases are judged.
 
     They are to find a slow-down of the case's target, by default of threshold + margin. Only what
-    is ambiguous so far needs more: a regression is measured again anyway, and a case that is surely
-    within its threshold stays so.
+    is open so far needs more: a regression is measured again anyway, and a case that is surely
+    within its threshold stays so. Rounds that do not count are measured in addition.
     """
     alpha = (1 - settings.confidence) / max(compared, 1)
     needed = {}
     for verdict in verdicts:
         needed[verdict.case_id] = settings.min_rounds
-        if verdict.verdict != Verdict.AMBIGUOUS or verdict.noise is None:
+        if not _is_open(verdict):
             continue
-        count = rounds_needed(
-            verdict.noise,
-            verdict.observations - 1,
-            math.log1p(verdict.threshold),
-            math.log1p((targets or {}).get(verdict.case_id, verdict.threshold + settings.margin)),
-            alpha,
-            settings.power,
-        )
-        wanted = settings.max_rounds if count is None else count
-        needed[verdict.case_id] = min(max(wanted, settings.min_rounds), settings.max_rounds)
+        target = (targets or {}).get(verdict.case_id, verdict.threshold + settings.margin)
+        count = _rounds_that_count(verdict, target, alpha, settings) + verdict.not_counting
+        needed[verdict.case_id] = min(count, settings.max_rounds)
     return needed
+
+
+def _is_open(verdict: CaseVerdict) -> bool:
+    """Whether further rounds may tell more: ambiguous, or throttled in all rounds but one."""
+    throttled = verdict.verdict == Verdict.INVALID and not verdict.blocks
+    return verdict.verdict == Verdict.AMBIGUOUS or throttled
+
+
+def _rounds_that_count(
+    verdict: CaseVerdict, target: float, alpha: float, settings: Settings
+) -> int:
+    """Rounds that find a slow-down of ``target`` by the verdict's noise, the fewest at least."""
+    if verdict.noise is None:
+        return settings.min_rounds
+    count = rounds_needed(
+        verdict.noise,
+        verdict.observations - 1,
+        math.log1p(verdict.threshold),
+        math.log1p(target),
+        alpha,
+        settings.power,
+    )
+    return settings.max_rounds if count is None else max(count, settings.min_rounds)
 
 
 def _stored_notes(pairings: Sequence[Pairing]) -> list[str]:

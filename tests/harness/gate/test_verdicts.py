@@ -321,10 +321,12 @@ def test_disturbed_rounds_are_left_out_where_enough_remain(simulate):
     pairing = disturb(simulate(5, 0.002).rounds(0, 8), {0, 1}, other_cpu_share=0.5)
     (verdict,) = judge([pairing], Settings())
     assert (verdict.verdict, verdict.observations) == (Verdict.UNCHANGED, 6)
+    assert verdict.not_counting == 2
     pairing = disturb(simulate(5, 0.002).rounds(0, 8, 0.1), set(range(6)), other_cpu_share=0.5)
     (verdict,) = judge([pairing], Settings())
     assert (verdict.verdict, verdict.observations) == (Verdict.AMBIGUOUS, 8)
     assert "but 6 of 8 rounds disturbed" in verdict.reason
+    assert verdict.not_counting == 6
 
 
 def test_throttled_rounds_are_left_out_or_make_the_case_invalid(simulate):
@@ -344,6 +346,7 @@ def test_a_round_that_lost_a_row_of_the_baseline_does_not_count(simulate):
     pairing.baseline.append(Reading(failed, lost.round))
     (verdict,) = judge([pairing], Settings())
     assert (verdict.verdict, verdict.observations) == (Verdict.UNCHANGED, 4)
+    assert verdict.not_counting == 1
 
 
 def test_one_round_proves_nothing(simulate):
