@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynbench.harness.curves import CURVES_FOLDER
 from dynbench.harness.rowfiles import (
+    CutOff,
     Row,
     StoreError,
     check_version,
@@ -262,7 +263,7 @@ def read_runs(
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Row], list[str]]:
-    """What ``read_runs`` reads, as plain rows."""
+    """What ``read_runs`` reads, as plain rows; problems that an interruption leaves are CutOff."""
     rows: list[Row] = []
     problems: list[str] = []
     seen: set[Path] = set()
@@ -347,7 +348,7 @@ def _read_source(source: Path) -> tuple[list[Row], list[str]]:
         rows += found
         problems += complaints
     if not rows and not problems:
-        problems.append(f"{source}: the run holds no rows")
+        problems.append(CutOff(f"{source}: the run holds no rows"))
     return rows, problems
 
 

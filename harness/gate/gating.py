@@ -60,15 +60,33 @@ def gate_stored(
 
 
 def gate_folder(folder: Path, settings: Settings) -> Outcome:
-    """The outcome of rounds that were measured before. Raises InvalidData."""
-    sides = {name: _read_rounds(folder, name) for name in (BASELINE, CANDIDATE)}
-    verdicts = judge(pair(sides[BASELINE], sides[CANDIDATE], settings), settings)
-    again = {name: _read_rounds(folder, name, "retest") for name in (BASELINE, CANDIDATE)}
-    if again[BASELINE]:
-        second = judge(pair(again[BASELINE], again[CANDIDATE], settings), settings)
-        verdicts = confirmed(verdicts, second)
-    source = str(folder)
-    return Outcome(source, source, verdicts, settings, [f"rounds read from {folder}"])
+    """The outcome of rounds that were measured before, all or a part. Raises InvalidData."""
+    pairings, halves = _stored_rounds(folder, settings)
+    verdicts = judge(pairings, settings)
+    again, _ = _stored_rounds(folder, settings, "retest")
+    if again:
+        verdicts = confirmed(verdicts, judge(again, settings))
+    notes = [f"rounds read from {folder}"]
+    if halves:
+        notes.append(
+            f"left out, since measuring ended before the turn of one side: {halves} of "
+            f"{len(pairings) + halves} cases (--resume goes on)"
+        )
+    return Outcome(str(folder), str(folder), verdicts, settings, notes)
+
+
+def _stored_rounds(
+    folder: Path, settings: Settings, stage: str = ""
+) -> tuple[list[Pairing], int]:
+    """Cases with rows on both sides, and how many have some on one side only.
+
+    A process writes a row whatever happens to its case, so such a case is not missing: measuring
+    ended before the other side's turn.
+    """
+    sides = [_read_rounds(folder, name, stage) for name in (BASELINE, CANDIDATE)]
+    pairings = pair(*sides, settings)
+    whole = [pairing for pairing in pairings if pairing.baseline and pairing.candidate]
+    return whole, len(pairings) - len(whole)
 
 
 def gate_rounds(
