@@ -69,8 +69,8 @@ def pair(
     """Readings by case, in the order of the baseline's, then of the candidate's own.
 
     Where a side has rows of one case under several conditions (two GPUs in one dataset), those
-    that meet the conditions of the other side's newest row count, if there are any; ``across``
-    leaves them all in.
+    that meet the conditions of the candidate's newest row count, if there are any; ``across``
+    leaves them all in. A skipped row knows too little to be the one, where there are others.
     """
     pairings: dict[str, Pairing] = {}
     for side, readings in (("baseline", baseline), ("candidate", candidate)):
@@ -81,7 +81,8 @@ def pair(
     if not across:
         for pairing in pairings.values():
             if pairing.baseline and pairing.candidate:
-                wanted = conditions(pairing.candidate[-1].row)
+                taken = [r for r in pairing.candidate if r.row["status"] != Status.SKIPPED]
+                wanted = conditions((taken or pairing.candidate)[-1].row)
                 pairing.candidate = _under(pairing.candidate, wanted)
                 pairing.baseline = _under(pairing.baseline, wanted) or pairing.baseline
     return list(pairings.values())

@@ -207,6 +207,16 @@ def test_a_failure_of_a_resting_gpu_blocks(make_gpu_row, rest):
     assert (verdict.verdict, verdict.blocks) == (Verdict.INVALID, True)
 
 
+def test_a_skipped_row_behind_ok_ones_hides_none(make_gpu_row):
+    """A run out of budget: its row does not know whether the card would have rested."""
+    skipped = make_gpu_row(status="skipped", reason="the budget ended", rest=None)
+    rows = [*steady(make_gpu_row, rest=2.0), skipped]
+    verdict = single(steady(make_gpu_row, rest=2.0), rows)
+    assert (verdict.verdict, verdict.observations) == (Verdict.UNCHANGED, 6)
+    slow = [*steady(make_gpu_row, latency_ms=1.2, rest=2.0), skipped]
+    assert single(steady(make_gpu_row, rest=2.0), slow).verdict == Verdict.REGRESSED
+
+
 def test_of_a_baseline_of_two_machines_the_right_one_counts(make_gpu_row):
     baseline = [
         *steady(make_gpu_row, latency_ms=2.0, gpu_name="NVIDIA H100"),
