@@ -127,6 +127,7 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         of_speed |= {"--threshold": threshold, "--rounds": rounds, "--budget": budget}
         of_speed |= {"--accept": accept, "--resume": resume}
         _check_kind(compile_, of_speed, {"--kernels": kernels, "--save": save})
+        files.check()
         if compile_:
             _compiled(host, baseline, candidate, kernels, case or [], settings, files, save=save)
         measuring = rev is not None or self_check

@@ -75,9 +75,7 @@ def gate_folder(folder: Path, settings: Settings) -> Outcome:
     return Outcome(str(folder), str(folder), verdicts, settings, notes)
 
 
-def _stored_rounds(
-    folder: Path, settings: Settings, stage: str = ""
-) -> tuple[list[Pairing], int]:
+def _stored_rounds(folder: Path, settings: Settings, stage: str = "") -> tuple[list[Pairing], int]:
     """Cases with rows on both sides, and how many have some on one side only.
 
     A process writes a row whatever happens to its case, so such a case is not missing: measuring

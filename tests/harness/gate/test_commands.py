@@ -140,6 +140,35 @@ def test_every_form_of_output(dynbench, rows, saved, monkeypatch):
     assert Path("other.md").exists()
 
 
+def test_files_are_looked_at_before_anything_is_measured(dynbench, tmp_path, monkeypatch):
+    """No checkout is here, nor a baseline: what is measured would be refused next."""
+    expected = {
+        ("--rev", "HEAD", "--json", "no/x.json"): "--json no/x.json: there is no folder no",
+        ("--self-check", "--junit", "no/x.xml"): "--junit no/x.xml: there is no folder no",
+        ("--compile", "--summary", "."): "--summary .: is a folder; name another file",
+    }
+    for arguments, line in expected.items():
+        code, out, err = dynbench("gate", *arguments)
+        assert (code, out) == (2, "")
+        assert line in err
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "no/step.md")
+    assert "$GITHUB_STEP_SUMMARY no/step.md: there is no" in dynbench("gate", "--rev", "HEAD")[2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_file_that_cannot_be_written_hides_no_verdict(dynbench, rows, saved):
+    expected = {
+        rows("slow.parquet", 0.0, 0.1, 0.0): (1, "regression: 1 regressed, 2 unchanged"),
+        rows("same.parquet", 0.0, 0.0, 0.0): (2, "no regression: 3 unchanged"),
+    }
+    for option in ("--json", "--junit", "--summary"):
+        for name, (code, line) in expected.items():
+            gate = ("gate", "--baseline", "main", "--candidate", name, option, "/dev/full")
+            found, out, err = dynbench(*gate)
+            assert (found, out.splitlines()[-1]) == (code, f"{name} against main: {line}")
+            assert err.startswith(f"dynbench: {option} /dev/full: No space left on device; name")
+
+
 def test_settings_in_force_are_printed_and_read_back(dynbench, tmp_path):
     (tmp_path / "gate.toml").write_text('floor_us = 5\n[[override]]\ncase = "*"\nthreshold = 0.2\n')
     _, first, _ = dynbench("gate", "--config", "gate.toml", "--threshold", "0.1", "--dump-config")
