@@ -59,32 +59,46 @@ def gate_stored(
     return _outcome(baseline, str(candidate), verdicts, settings, _stored_notes(pairings))
 
 
-def gate_folder(folder: Path, settings: Settings) -> Outcome:
-    """The outcome of rounds that were measured before, all or a part. Raises InvalidData."""
-    pairings, halves = _stored_rounds(folder, settings)
-    verdicts = judge(pairings, settings)
-    again, _ = _stored_rounds(folder, settings, "retest")
-    if again:
-        verdicts = confirmed(verdicts, judge(again, settings))
+def gate_folder(folder: Path, settings: Settings, patterns: Sequence[str] = ()) -> Outcome:
+    """The outcome of rounds that were measured before, all or a part.
+
+    Raises InvalidData, and NothingToCompare for patterns that name no case.
+    """
+    pairings = _stored_rounds(folder, settings)
+    chosen = _named(pairings, patterns)
+    if pairings and not chosen:
+        raise NothingToCompare(_no_match(patterns, [pairing.any_row for pairing in pairings]))
+    whole = [pairing for pairing in chosen if _has_both_sides(pairing)]
+    verdicts = judge(whole, settings)
+    again = _named(_stored_rounds(folder, settings, "retest"), patterns)
+    verdicts = confirmed(verdicts, judge([p for p in again if _has_both_sides(p)], settings))
     notes = [f"rounds read from {folder}"]
-    if halves:
+    if len(whole) < len(chosen):
         notes.append(
-            f"left out, since measuring ended before the turn of one side: {halves} of "
-            f"{len(pairings) + halves} cases (--resume goes on)"
+            f"left out, since measuring ended before the turn of one side: "
+            f"{len(chosen) - len(whole)} of {len(chosen)} cases (--resume goes on)"
         )
     return Outcome(str(folder), str(folder), verdicts, settings, notes)
 
 
-def _stored_rounds(folder: Path, settings: Settings, stage: str = "") -> tuple[list[Pairing], int]:
-    """Cases with rows on both sides, and how many have some on one side only.
+def _stored_rounds(folder: Path, settings: Settings, stage: str = "") -> list[Pairing]:
+    baseline, candidate = (_read_rounds(folder, name, stage) for name in (BASELINE, CANDIDATE))
+    return pair(baseline, candidate, settings)
 
-    A process writes a row whatever happens to its case, so such a case is not missing: measuring
-    ended before the other side's turn.
-    """
-    sides = [_read_rounds(folder, name, stage) for name in (BASELINE, CANDIDATE)]
-    pairings = pair(*sides, settings)
-    whole = [pairing for pairing in pairings if pairing.baseline and pairing.candidate]
-    return whole, len(pairings) - len(whole)
+
+def _has_both_sides(pairing: Pairing) -> bool:
+    """Where not, measuring was interrupted before the other side's turn: the case is not missing,
+    since a process writes a row whatever happens to its case."""
+    return bool(pairing.baseline and pairing.candidate)
+
+
+def _named(pairings: Iterable[Pairing], patterns: Sequence[str]) -> list[Pairing]:
+    """Those that a pattern names (all without patterns)."""
+    return [
+        pairing
+        for pairing in pairings
+        if not patterns or any(names_case(p, pairing.case_id, pairing.label) for p in patterns)
+    ]
 
 
 def gate_rounds(

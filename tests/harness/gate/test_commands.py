@@ -100,6 +100,28 @@ def test_broken_files_and_missing_names_are_one_line(dynbench, rows, saved, tmp_
         assert part in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--candidate x --budget 1m", "--budget: is of measuring, leave it out or give --rev or"),
+        ("--candidate x --rounds 4", "--rounds: is of measuring"),
+        ("--candidate x --out y", "--out: is of measuring"),
+        ("--baseline x --resume", "--resume: is of measuring"),
+        ("--candidate x --reason why", "--reason: is of --accept, name the case with that too"),
+        (f"--rev HEAD --until {TOMORROW}", "--until: is of --accept"),
+        ("--compile --plant 0.05", "--plant: is of measured rows, leave it out with --compile"),
+        ("--compile --reason why", "--reason: is of measured rows"),
+        (f"--compile --until {TOMORROW}", "--until: is of measured rows"),
+        ("--compile --rounds 4", "--rounds: is of measured rows"),
+        ("--rev HEAD --save", "--save: is of compiled kernels, give --compile too"),
+    ],
+)
+def test_an_option_that_would_decide_nothing_is_refused(dynbench, arguments, line):
+    code, out, err = dynbench("gate", *arguments.split())
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"dynbench: {line}")
+
+
 def test_the_promoted_baseline_needs_no_name(dynbench, rows, saved):
     same = rows("same.parquet", 0.0, 0.0, 0.0)
     assert dynbench("baseline", "promote", "main")[0] == 0

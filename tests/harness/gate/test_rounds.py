@@ -173,6 +173,16 @@ def test_a_finished_gate_is_judged_again_without_measuring(gate):
     assert after == before
 
 
+def test_patterns_pick_cases_of_a_finished_gate(gate):
+    folder = gate.rounds.folder
+    (steady,) = gating.gate_folder(folder, SETTINGS, ["tiny/steady*"]).verdicts
+    assert steady == gate.outcome.verdicts[0]
+    (broken,) = gating.gate_folder(folder, SETTINGS, [CASES[2].case_id[:8]]).verdicts
+    assert broken == gate.outcome.verdicts[2]
+    with pytest.raises(NothingToCompare, match="--case tiny/stedy: names no case; known: tiny"):
+        gating.gate_folder(folder, SETTINGS, ["tiny/stedy"])
+
+
 def test_one_round_more_is_all_that_is_measured(gate, tmp_path, monkeypatch):
     """Resuming a gate that was cut off: rows that are there are kept, whatever they say."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
