@@ -386,8 +386,9 @@ def _measured(
                 )
                 return outcome, None
             found = self_check(rounds, cases, settings, plants=plants, clock=clock, say=_say)
-    for label, floor in found.floors.items():
-        _say(f"noise floor {100 * floor:.2g} %: {label}")
+    labels = found.labels
+    for case_id, floor in found.floors.items():
+        _say(f"noise floor {100 * floor:.2g} %: {labels[case_id]}")
     return found.outcome, found
 
 
