@@ -120,15 +120,23 @@ def difference(baseline: Row, candidate: Row) -> str:
 
 
 def throttled(row: Row, settings: Settings) -> str:
-    """Why the row's clock cannot be trusted; empty where it can."""
+    """Why the row's clock cannot be trusted; empty where it can.
+
+    A row does not say which samples a reason slowed down: where a tolerated one is among the
+    reasons, samples count that it alone may have slowed down.
+    """
     count, samples = row["throttled_samples"], row["sample_count"]
-    reasons = set(row["throttle_reasons"] or ()) - set(settings.tolerated_throttling)
-    slowing = sorted(reasons & _SLOWING)
+    reasons = set(row["throttle_reasons"] or ()) & _SLOWING
+    tolerated = sorted(reasons & set(settings.tolerated_throttling))
+    slowing = sorted(reasons - set(settings.tolerated_throttling))
     if not count or not samples or not slowing:
         return ""
     if count <= settings.max_throttled_share * samples:
         return ""
-    return f"{count} of {samples} samples throttled ({', '.join(slowing)})"
+    told = ", ".join(slowing)
+    if tolerated:
+        told += f"; some perhaps for {', '.join(tolerated)} alone, which is tolerated"
+    return f"{count} of {samples} samples throttled ({told})"
 
 
 def disturbed(row: Row, settings: Settings) -> str:

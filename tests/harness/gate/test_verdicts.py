@@ -293,6 +293,18 @@ def test_the_power_cap_is_how_a_card_runs(make_gpu_row):
     assert single(rows, rows, strict).verdict == Verdict.INVALID
 
 
+def test_samples_of_tolerated_and_other_reasons_are_told_together(make_gpu_row):
+    """One thermal reading among fifty at the power cap; the row does not tell how many."""
+    both = {"throttled_samples": 50, "sample_count": 50}
+    both["throttle_reasons"] = ["sw_power_cap", "sw_thermal_slowdown"]
+    verdict = single(steady(make_gpu_row), steady(make_gpu_row, **both))
+    assert verdict.verdict == Verdict.INVALID
+    assert verdict.reason.endswith(
+        "50 of 50 samples throttled (sw_thermal_slowdown; some perhaps for sw_power_cap alone, "
+        "which is tolerated)"
+    )
+
+
 def test_few_throttled_samples_do_not_matter(make_gpu_row):
     rows = steady(make_gpu_row, **THERMAL | {"sample_count": 30})
     assert single(rows, rows).verdict == Verdict.UNCHANGED
