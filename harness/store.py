@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynbench.harness.curves import CURVES_FOLDER
+from dynbench.harness.failure import is_untaken
 from dynbench.harness.rowfiles import (
     CutOff,
     Row,
@@ -322,13 +323,18 @@ def list_runs(root: str | os.PathLike[str]) -> list[RunInfo]:
 
 
 def finished_rows(path: str | os.PathLike[str]) -> dict[str, Row]:
-    """Rows that the run at ``path`` has, by their case_id, ``skipped`` ones left out.
+    """Rows that the run at ``path`` has, by their case_id, without those that say nothing of it:
+    ``skipped`` ones, and those of cases that no worker took.
 
     A failed row counts as finished: a resumed run measures what is missing and repeats nothing.
     Raises StoreError where the run's parquet file cannot be read.
     """
     rows = _latest(_run_rows(Path(path))[0])
-    return {row["case_id"]: row for row in rows if row["status"] != Status.SKIPPED}
+    return {
+        row["case_id"]: row
+        for row in rows
+        if row["status"] != Status.SKIPPED and not is_untaken(row)
+    }
 
 
 def _sources(path: Path) -> Iterator[Path]:
