@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from dynbench.harness.schema import Status
@@ -18,6 +19,12 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _HOST_ALLOCATION = re.compile(r"DefaultCPUAllocator: .* tried to allocate (\d+) bytes")
+_NO_WORKER, _NOT_TAKEN = "no worker can be started: ", "no worker takes the case: "
+# what faulthandler and the interpreter print around a message, and lines of a traceback
+_NO_MESSAGE = re.compile(
+    r"\s|$|<no Python frame>|(Current thread|Thread) 0x|Extension modules: |Python runtime state: "
+    r"|Traceback \(most recent call last\):"
+)
 _DEVICE_FAULT = re.compile(
     r"CUDA error|CUDA driver error|Triton Error \[CUDA\]|cuBLAS|CUBLAS|cuDNN|device-side assert"
 )
@@ -85,6 +92,29 @@ def death_columns(
     aborted_for_memory = exit_code == -signal.SIGABRT and _OUT_OF_MEMORY.search(last_words)
     status = Status.OUT_OF_MEMORY if aborted_for_memory else Status.ERROR
     return {"status": status, "reason": f"worker died: {what}{where}", "details": details}
+
+
+def unstarted_columns(last_words: str) -> dict[str, Any]:
+    """The row of a case for which no worker could be started."""
+    lines = [line for line in last_words.splitlines() if not _NO_MESSAGE.match(line)]
+    message = lines[-1] if lines else last_words.strip() or "it did not answer"
+    return {
+        "status": Status.ERROR,
+        "reason": one_line(f"{_NO_WORKER}{message}"),
+        "details": last_words[-_DETAILS_LENGTH:] or None,
+    }
+
+
+def untaken_columns(death: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a case whose workers died before they took it, from that of such a death."""
+    reason = one_line(f"{_NOT_TAKEN}{death['reason']}")
+    return {**death, "status": Status.ERROR, "reason": reason}
+
+
+def is_untaken(row: Mapping[str, Any]) -> bool:
+    """Whether no worker took the row's case, so that the row says nothing of it."""
+    reason = row["reason"] or ""
+    return row["status"] == Status.ERROR and reason.startswith((_NO_WORKER, _NOT_TAKEN))
 
 
 def timeout_columns(limit_s: float, stage: str, last_words: str) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class StoreError(Exception):
     """A file that cannot be read as rows. One line: the path and what is wrong with it."""
 
 
+class CutOff(str):
+    """A complaint about rows that lack only what an interruption left unwritten."""
+
+
 def check_version(version: Any, path: Path) -> None:
     """Raise StoreError unless ``version`` is the schema version that this code writes."""
     if str(version) != str(SCHEMA_VERSION):
@@ -134,8 +138,8 @@ def _table_rows(table: pa.Table) -> list[Row]:
 def read_journal(path: Path) -> tuple[list[Row], list[str]]:
     """Rows of a journal and one line for each of its lines that is no row.
 
-    A last line without its end was cut by a crash: it is named and left out, unless the row in it
-    is whole.
+    A last line without its end was cut by a crash: it is named (by a CutOff) and left out, unless
+    the row in it is whole.
     """
     rows: list[Row] = []
     problems: list[str] = []
@@ -148,7 +152,8 @@ def read_journal(path: Path) -> tuple[list[Row], list[str]]:
         except (ValueError, TypeError) as error:
             torn = number == len(lines)
             what = "is torn (the run was cut off)" if torn else f"is no row: {error}"
-            problems.append(f"{path}: line {number} {what}; the other rows are kept")
+            complaint = f"{path}: line {number} {what}; the other rows are kept"
+            problems.append(CutOff(complaint) if torn else complaint)
     return rows, problems
 
 

@@ -5,6 +5,7 @@
     <root>/<run_id>/run.json      command line, time, schema version, ceilings, planned cases
     <root>/<run_id>/rows.jsonl    journal: one row a line, flushed to the disk row by row
     <root>/<run_id>/rows.parquet  the journal compacted: one immutable file, written at the end
+    <root>/<run_id>/rows.damaged-1.jsonl  a compacted journal that had lines which are no rows
 
 Every step can be cut by kill -9 without losing a finished row: the parquet file appears under a
 temporary name and is renamed, and the journal is removed only after that. A resumed run appends a
@@ -15,6 +16,7 @@ several rows in a run, the last one counts.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -26,7 +28,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynbench.harness.curves import CURVES_FOLDER
+from dynbench.harness.failure import is_untaken
 from dynbench.harness.rowfiles import (
+    CutOff,
     Row,
     StoreError,
     check_version,
@@ -46,6 +50,7 @@ RUN_FILE = "run.json"
 JOURNAL_FILE = "rows.jsonl"
 PARQUET_FILE = "rows.parquet"
 PROFILES_FOLDER = "profiles"  # beside the rows; what lies there has a schema of its own
+_DAMAGED = "rows.damaged-{}.jsonl"  # read by nobody, named as a problem
 _NO_ROWS = (PROFILES_FOLDER, CURVES_FOLDER)
 
 _OTHER_QUICK = {
@@ -152,8 +157,12 @@ class RunWriter:
             if bool(facts.get("quick")) != quick:
                 raise OutputError(f"{folder}: {_OTHER_QUICK[quick]}")
             writer = cls(folder, str(facts.get("run_id") or folder.name))
-            mend_journal(folder / JOURNAL_FILE)
-            _run_rows(folder)  # an unreadable part must show now, not after hours of measuring
+            try:
+                mend_journal(folder / JOURNAL_FILE)
+                _run_rows(folder)  # an unreadable part must show now, not after hours of measuring
+            except BaseException:
+                writer.close()
+                raise
         except StoreError as error:
             raise OutputError(f"{error}; start a new run instead") from error
         except OSError as error:
@@ -201,7 +210,8 @@ class RunWriter:
 
         Rows stand in the ``order`` of these case ids, behind all others, which keep their own.
         Without a journal the parquet file is complete already and stays as it is, so calling this
-        twice is fine. Raises OutputError if the disk refuses; the journal is kept then.
+        twice is fine. A journal with lines that are no rows is kept under another name, which
+        readers of the run tell. Raises OutputError if the disk refuses; the journal is kept then.
         """
         journal, parquet = self.path / JOURNAL_FILE, self.path / PARQUET_FILE
         if self._journal is not None:
@@ -210,10 +220,13 @@ class RunWriter:
         try:
             if journal.exists() or not parquet.exists():
                 places = {case_id: place for place, case_id in enumerate(order)}
-                rows = _run_rows(self.path)[0]
+                rows, problems = _run_rows(self.path)
                 rows.sort(key=lambda row: places.get(row["case_id"], -1))
                 write_parquet(rows, parquet)
-                journal.unlink(missing_ok=True)
+                if any(not isinstance(problem, CutOff) for problem in problems):
+                    _set_aside(journal)
+                else:
+                    journal.unlink(missing_ok=True)
                 sync_folder(self.path)
         except (OSError, StoreError) as error:
             raise OutputError(_refused(self.path, error)) from error
@@ -262,7 +275,7 @@ def read_runs(
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Row], list[str]]:
-    """What ``read_runs`` reads, as plain rows."""
+    """What ``read_runs`` reads, as plain rows; problems that an interruption leaves are CutOff."""
     rows: list[Row] = []
     problems: list[str] = []
     seen: set[Path] = set()
@@ -310,13 +323,18 @@ def list_runs(root: str | os.PathLike[str]) -> list[RunInfo]:
 
 
 def finished_rows(path: str | os.PathLike[str]) -> dict[str, Row]:
-    """Rows that the run at ``path`` has, by their case_id, ``skipped`` ones left out.
+    """Rows that the run at ``path`` has, by their case_id, without those that say nothing of it:
+    ``skipped`` ones, and those of cases that no worker took.
 
     A failed row counts as finished: a resumed run measures what is missing and repeats nothing.
     Raises StoreError where the run's parquet file cannot be read.
     """
     rows = _latest(_run_rows(Path(path))[0])
-    return {row["case_id"]: row for row in rows if row["status"] != Status.SKIPPED}
+    return {
+        row["case_id"]: row
+        for row in rows
+        if row["status"] != Status.SKIPPED and not is_untaken(row)
+    }
 
 
 def _sources(path: Path) -> Iterator[Path]:
@@ -338,6 +356,8 @@ def _read_source(source: Path) -> tuple[list[Row], list[str]]:
         return read_parquet(source), []
     rows: list[Row] = []
     problems: list[str] = []
+    for path in sorted(source.glob(_DAMAGED.format("*"))):
+        problems.append(f"{path}: has lines that are no rows; remove it if no row of it is wanted")
     for part in (_parquet_rows, _journal_rows):  # one broken part must not hide the other
         try:
             found, complaints = part(source)
@@ -347,7 +367,7 @@ def _read_source(source: Path) -> tuple[list[Row], list[str]]:
         rows += found
         problems += complaints
     if not rows and not problems:
-        problems.append(f"{source}: the run holds no rows")
+        problems.append(CutOff(f"{source}: the run holds no rows"))
     return rows, problems
 
 
@@ -371,6 +391,12 @@ def _journal_rows(folder: Path) -> tuple[list[Row], list[str]]:
         raise StoreError(f"{path}: its schema version is unknown, since {RUN_FILE} is missing")
     check_version(_read_facts(folder).get("schema_version"), path)
     return read_journal(path)
+
+
+def _set_aside(journal: Path) -> None:
+    """Keep a journal where no reader takes it for rows, beside those that were kept before."""
+    paths = (journal.with_name(_DAMAGED.format(number)) for number in itertools.count(1))
+    os.rename(journal, next(path for path in paths if not path.exists()))
 
 
 def _latest(rows: Sequence[Row]) -> list[Row]:

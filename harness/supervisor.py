@@ -22,10 +22,14 @@ from types import TracebackType
 from typing import Any
 
 from dynbench.harness.case import Case
-from dynbench.harness.failure import death_columns, timeout_columns
+from dynbench.harness.failure import (
+    death_columns,
+    timeout_columns,
+    unstarted_columns,
+    untaken_columns,
+)
 from dynbench.harness.machine import host_facts
 from dynbench.harness.measure import Limits
-from dynbench.harness.schema import Status
 
 _START_LIMIT_S = 180.0  # importing torch from a cold disk, starting CUDA
 _START_ATTEMPTS = 2
@@ -308,6 +312,8 @@ class Supervisor:
             columns, accepted = self._measure_in(worker, case, limit_s)
             if accepted:
                 break
+        else:
+            columns = untaken_columns(columns)
         # Facts that a case which failed early has too, else nobody could compare it.
         limits = Limits.quick() if self._request["quick"] else Limits()
         rest = limits.rest_on(case.device)
@@ -354,12 +360,7 @@ class Supervisor:
             except (WorkerDied, WorkerTooSlow) as failure:
                 self.close()
                 if attempt + 1 == _START_ATTEMPTS:
-                    last = failure.last_words.splitlines()[-1:] or ["it did not answer"]
-                    self._start_failures[device] = {
-                        "status": Status.ERROR,
-                        "reason": f"no worker can be started: {last[0][:300]}",
-                        "details": failure.last_words,
-                    }
+                    self._start_failures[device] = unstarted_columns(failure.last_words)
             else:
                 self._machines[device] = worker.machine
                 return

@@ -66,6 +66,10 @@ _KERNELS = (
 )
 _SAVE = "With --compile: make what was compiled the baseline, show what changed, and end with 0."
 _CASE = "Only cases whose label matches (shell wildcards) or whose id begins so; repeatable."
+_GATE_CASE = (
+    "Only cases whose label matches (shell wildcards) or whose id begins so; with --compile labels "
+    "alone; repeatable."
+)
 _GATE_CONFIG = "TOML file with settings; unknown keys are refused."
 _DUMP = "Print the settings in force as TOML, and stop."
 _THRESHOLD = "Slow-down that blocks, as a share: 0.03 is 3 %."
@@ -100,7 +104,9 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         compile_: Annotated[bool, _option(_AGAINST, "--compile", _COMPILE)] = False,
         kernels: Annotated[Text, _option(_AGAINST, "--kernels", _KERNELS, "MODULE:NAME")] = None,
         save: Annotated[bool, _option(_AGAINST, "--save", _SAVE)] = False,
-        case: Annotated[list[str] | None, _option(_AGAINST, "--case", _CASE, "PATTERN")] = None,
+        case: Annotated[
+            list[str] | None, _option(_AGAINST, "--case", _GATE_CASE, "PATTERN")
+        ] = None,
         config: Annotated[Path | None, _option(_JUDGE, "--config", _GATE_CONFIG, "FILE")] = None,
         dump_config: Annotated[bool, _option(_JUDGE, "--dump-config", _DUMP)] = False,
         threshold: Annotated[float | None, _option(_JUDGE, "--threshold", _THRESHOLD)] = None,
@@ -125,8 +131,15 @@ def add_commands(app: typer.Typer, host: Host) -> None:
         files = Files(json, junit, summary)
         of_speed: dict[str, object] = {"--rev": rev, "--self-check": self_check, "--out": out}
         of_speed |= {"--threshold": threshold, "--rounds": rounds, "--budget": budget}
-        of_speed |= {"--accept": accept, "--resume": resume}
-        _check_kind(compile_, of_speed, {"--kernels": kernels, "--save": save})
+        of_speed |= {"--accept": accept, "--resume": resume, "--plant": plant or None}
+        of_accepting = {"--reason": reason or None, "--until": until}
+        if compile_:
+            why = "is of measured rows, leave it out with --compile"
+            _refuse({**of_speed, **of_accepting}, why)
+        else:
+            why = "is of compiled kernels, give --compile too"
+            _refuse({"--kernels": kernels, "--save": save}, why)
+        files.check()
         if compile_:
             _compiled(host, baseline, candidate, kernels, case or [], settings, files, save=save)
         measuring = rev is not None or self_check
@@ -139,8 +152,13 @@ def add_commands(app: typer.Typer, host: Host) -> None:
             )
         if accept is not None and (baseline is None or self_check):
             raise SettingsError("--accept records in a baseline: name a saved one with --baseline")
+        if accept is None:
+            _refuse(of_accepting, "is of --accept, name the case with that too")
         day = _day(until) if accept is not None else None
         limit_s = None if budget is None else host.duration_s(budget, "--budget")
+        if not measuring:
+            of_rounds = {"--rounds": rounds, "--budget": budget, "--out": out, "--resume": resume}
+            _refuse(of_rounds, "is of measuring, leave it out or give --rev or --self-check")
         if measuring:
             saved = None if baseline is None else _find(host, baseline)
             plants = tuple(plant or ())
@@ -235,17 +253,11 @@ def _baseline_app(host: Host) -> typer.Typer:
     return app
 
 
-def _check_kind(
-    compile_: bool, of_speed: Mapping[str, object], of_builds: Mapping[str, object]
-) -> None:
-    """Raise SettingsError for an option of the other kind of gate."""
-    for name, value in (of_speed if compile_ else of_builds).items():
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise SettingsError for one of these options that was given: it would decide nothing."""
+    for name, value in options.items():
         if value is not None and value is not False:
-            raise SettingsError(
-                f"{name}: is of measured rows, leave it out with --compile"
-                if compile_
-                else f"{name}: is of compiled kernels, give --compile too"
-            )
+            raise SettingsError(f"{name}: {why}")
 
 
 def _compiled(
@@ -319,7 +331,7 @@ def _stored(
     from dynbench.harness.gate.rounds import is_gate_folder
 
     if candidate is not None and baseline is None and is_gate_folder(Path(candidate)):
-        return None, gating.gate_folder(Path(candidate), settings)
+        return None, gating.gate_folder(Path(candidate), settings, patterns)
     saved = _find(host, baseline)
     (path,) = host.run_paths([candidate] if candidate else [])
     return saved, gating.gate_stored(saved, path, settings, patterns)
@@ -374,8 +386,9 @@ def _measured(
                 )
                 return outcome, None
             found = self_check(rounds, cases, settings, plants=plants, clock=clock, say=_say)
-    for label, floor in found.floors.items():
-        _say(f"noise floor {100 * floor:.2g} %: {label}")
+    labels = found.labels
+    for case_id, floor in found.floors.items():
+        _say(f"noise floor {100 * floor:.2g} %: {labels[case_id]}")
     return found.outcome, found
 
 

@@ -69,8 +69,8 @@ def pair(
     """Readings by case, in the order of the baseline's, then of the candidate's own.
 
     Where a side has rows of one case under several conditions (two GPUs in one dataset), those
-    that meet the conditions of the other side's newest row count, if there are any; ``across``
-    leaves them all in.
+    that meet the conditions of the candidate's newest row count, if there are any; ``across``
+    leaves them all in. A skipped row knows too little to be the one, where there are others.
     """
     pairings: dict[str, Pairing] = {}
     for side, readings in (("baseline", baseline), ("candidate", candidate)):
@@ -81,7 +81,8 @@ def pair(
     if not across:
         for pairing in pairings.values():
             if pairing.baseline and pairing.candidate:
-                wanted = conditions(pairing.candidate[-1].row)
+                taken = [r for r in pairing.candidate if r.row["status"] != Status.SKIPPED]
+                wanted = conditions((taken or pairing.candidate)[-1].row)
                 pairing.candidate = _under(pairing.candidate, wanted)
                 pairing.baseline = _under(pairing.baseline, wanted) or pairing.baseline
     return list(pairings.values())
@@ -119,15 +120,23 @@ def difference(baseline: Row, candidate: Row) -> str:
 
 
 def throttled(row: Row, settings: Settings) -> str:
-    """Why the row's clock cannot be trusted; empty where it can."""
+    """Why the row's clock cannot be trusted; empty where it can.
+
+    A row does not say which samples a reason slowed down: where a tolerated one is among the
+    reasons, samples count that it alone may have slowed down.
+    """
     count, samples = row["throttled_samples"], row["sample_count"]
-    reasons = set(row["throttle_reasons"] or ()) - set(settings.tolerated_throttling)
-    slowing = sorted(reasons & _SLOWING)
+    reasons = set(row["throttle_reasons"] or ()) & _SLOWING
+    tolerated = sorted(reasons & set(settings.tolerated_throttling))
+    slowing = sorted(reasons - set(settings.tolerated_throttling))
     if not count or not samples or not slowing:
         return ""
     if count <= settings.max_throttled_share * samples:
         return ""
-    return f"{count} of {samples} samples throttled ({', '.join(slowing)})"
+    told = ", ".join(slowing)
+    if tolerated:
+        told += f"; some perhaps for {', '.join(tolerated)} alone, which is tolerated"
+    return f"{count} of {samples} samples throttled ({told})"
 
 
 def disturbed(row: Row, settings: Settings) -> str:

@@ -25,3 +25,11 @@ class InvalidData(GateError):
     """Rows that cannot be read."""
 
     exit_code = 4
+
+
+class Unwritten(GateError):
+    """A file that an outcome, which is printed by then, could not be written to."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code or SettingsError.exit_code

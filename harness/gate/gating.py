@@ -59,16 +59,46 @@ def gate_stored(
     return _outcome(baseline, str(candidate), verdicts, settings, _stored_notes(pairings))
 
 
-def gate_folder(folder: Path, settings: Settings) -> Outcome:
-    """The outcome of rounds that were measured before. Raises InvalidData."""
-    sides = {name: _read_rounds(folder, name) for name in (BASELINE, CANDIDATE)}
-    verdicts = judge(pair(sides[BASELINE], sides[CANDIDATE], settings), settings)
-    again = {name: _read_rounds(folder, name, "retest") for name in (BASELINE, CANDIDATE)}
-    if again[BASELINE]:
-        second = judge(pair(again[BASELINE], again[CANDIDATE], settings), settings)
-        verdicts = confirmed(verdicts, second)
-    source = str(folder)
-    return Outcome(source, source, verdicts, settings, [f"rounds read from {folder}"])
+def gate_folder(folder: Path, settings: Settings, patterns: Sequence[str] = ()) -> Outcome:
+    """The outcome of rounds that were measured before, all or a part.
+
+    Raises InvalidData, and NothingToCompare for patterns that name no case.
+    """
+    pairings = _stored_rounds(folder, settings)
+    chosen = _named(pairings, patterns)
+    if pairings and not chosen:
+        raise NothingToCompare(_no_match(patterns, [pairing.any_row for pairing in pairings]))
+    whole = [pairing for pairing in chosen if _has_both_sides(pairing)]
+    verdicts = judge(whole, settings)
+    again = _named(_stored_rounds(folder, settings, "retest"), patterns)
+    verdicts = confirmed(verdicts, judge([p for p in again if _has_both_sides(p)], settings))
+    notes = [f"rounds read from {folder}"]
+    if len(whole) < len(chosen):
+        notes.append(
+            f"left out, since measuring ended before the turn of one side: "
+            f"{len(chosen) - len(whole)} of {len(chosen)} cases (--resume goes on)"
+        )
+    return Outcome(str(folder), str(folder), verdicts, settings, notes)
+
+
+def _stored_rounds(folder: Path, settings: Settings, stage: str = "") -> list[Pairing]:
+    baseline, candidate = (_read_rounds(folder, name, stage) for name in (BASELINE, CANDIDATE))
+    return pair(baseline, candidate, settings)
+
+
+def _has_both_sides(pairing: Pairing) -> bool:
+    """Where not, measuring was interrupted before the other side's turn: the case is not missing,
+    since a process writes a row whatever happens to its case."""
+    return bool(pairing.baseline and pairing.candidate)
+
+
+def _named(pairings: Iterable[Pairing], patterns: Sequence[str]) -> list[Pairing]:
+    """Those that a pattern names (all without patterns)."""
+    return [
+        pairing
+        for pairing in pairings
+        if not patterns or any(names_case(p, pairing.case_id, pairing.label) for p in patterns)
+    ]
 
 
 def gate_rounds(
@@ -284,26 +314,42 @@ def rounds_for(
     """Rounds for each case, from the noise of those so far, where ``compared`` cases are judged.
 
     They are to find a slow-down of the case's target, by default of threshold + margin. Only what
-    is ambiguous so far needs more: a regression is measured again anyway, and a case that is surely
-    within its threshold stays so.
+    is open so far needs more: a regression is measured again anyway, and a case that is surely
+    within its threshold stays so. Rounds that do not count are measured in addition.
     """
     alpha = (1 - settings.confidence) / max(compared, 1)
     needed = {}
     for verdict in verdicts:
         needed[verdict.case_id] = settings.min_rounds
-        if verdict.verdict != Verdict.AMBIGUOUS or verdict.noise is None:
+        if not _is_open(verdict):
             continue
-        count = rounds_needed(
-            verdict.noise,
-            verdict.observations - 1,
-            math.log1p(verdict.threshold),
-            math.log1p((targets or {}).get(verdict.case_id, verdict.threshold + settings.margin)),
-            alpha,
-            settings.power,
-        )
-        wanted = settings.max_rounds if count is None else count
-        needed[verdict.case_id] = min(max(wanted, settings.min_rounds), settings.max_rounds)
+        target = (targets or {}).get(verdict.case_id, verdict.threshold + settings.margin)
+        count = _rounds_that_count(verdict, target, alpha, settings) + verdict.not_counting
+        needed[verdict.case_id] = min(count, settings.max_rounds)
     return needed
+
+
+def _is_open(verdict: CaseVerdict) -> bool:
+    """Whether further rounds may tell more: ambiguous, or throttled in all rounds but one."""
+    throttled = verdict.verdict == Verdict.INVALID and not verdict.blocks
+    return verdict.verdict == Verdict.AMBIGUOUS or throttled
+
+
+def _rounds_that_count(
+    verdict: CaseVerdict, target: float, alpha: float, settings: Settings
+) -> int:
+    """Rounds that find a slow-down of ``target`` by the verdict's noise, the fewest at least."""
+    if verdict.noise is None:
+        return settings.min_rounds
+    count = rounds_needed(
+        verdict.noise,
+        verdict.observations - 1,
+        math.log1p(verdict.threshold),
+        math.log1p(target),
+        alpha,
+        settings.power,
+    )
+    return settings.max_rounds if count is None else max(count, settings.min_rounds)
 
 
 def _stored_notes(pairings: Sequence[Pairing]) -> list[str]:

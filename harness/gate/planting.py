@@ -64,9 +64,9 @@ class Plant:
         if self.deviations is None:
             return settings
         raised = tuple(
-            Override(v.case_id, threshold=max(v.threshold, floors[v.label]))
+            Override(v.case_id, threshold=max(v.threshold, floors[v.case_id]))
             for v in verdicts
-            if v.label in floors
+            if v.case_id in floors
         )
         return replace(settings, override=(*settings.override, *raised))
 
@@ -120,7 +120,7 @@ def planted_trials(
 ) -> Trials:
     """One trial for each of at most TRIALS cases.
 
-    ``readings``, ``verdicts`` and ``floors`` (by label) are those of the self-check; further rounds
+    ``readings``, ``verdicts`` and ``floors`` (by id) are those of the self-check; further rounds
     add to the readings, and to what is known of the noise: a deviation is that of all rounds.
     """
     settings = plant.settings(verdicts, floors, settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynbench.harness.gate.errors import SettingsError
+from dynbench.harness.gate.errors import SettingsError, Unwritten
 
 if TYPE_CHECKING:
     from dynbench.harness.gate.outcome import Outcome
@@ -24,33 +24,55 @@ class Files:
     junit: Path | None = None
     summary: Path | None = None
 
+    def named(self) -> dict[str, Path | None]:
+        """JSON, JUnit XML and summary, each by the option or the variable that names it."""
+        json = None if self.json == Path("-") else self.json
+        step = os.environ.get("GITHUB_STEP_SUMMARY")
+        if step and self.summary is None:
+            return {"--json": json, "--junit": self.junit, "$GITHUB_STEP_SUMMARY": Path(step)}
+        return {"--json": json, "--junit": self.junit, "--summary": self.summary}
+
+    def check(self) -> None:
+        """Raise SettingsError for a file that could not be written after hours of measuring."""
+        for option, path in self.named().items():
+            if path is None:
+                continue
+            if path.is_dir():
+                raise SettingsError(f"{option} {path}: is a folder; name another file")
+            if not path.parent.is_dir():
+                raise SettingsError(
+                    f"{option} {path}: there is no folder {path.parent}; make it, or name another "
+                    "file"
+                )
+            if not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise SettingsError(f"{option} {path}: is not writable; name another file")
+
 
 def publish(
     outcome: Outcome, files: Files, print_verdicts: PrintVerdicts, *, brief: bool = False
 ) -> None:
-    """Write the files, then print the outcome; ``brief`` prints no unchanged cases.
+    """Write the files and print the outcome; ``brief`` prints no unchanged cases.
 
-    Raises SettingsError for a file that cannot be written.
+    Raises Unwritten for a file that cannot be written, behind the outcome: with its exit code, or
+    with that of wrong usage if it has none.
     """
     from dynbench.harness.gate.junit import write_junit
     from dynbench.harness.gate.summary import append_summary
 
-    step = os.environ.get("GITHUB_STEP_SUMMARY")
-    writers: list[tuple[Path | None, Callable[[Outcome, Path], None]]] = [
-        (None if files.json == Path("-") else files.json, _write_json),
-        (files.junit, write_junit),
-        (files.summary or (Path(step) if step else None), append_summary),
-    ]
-    for path, write in writers:
+    unwritten = None
+    writers = (_write_json, write_junit, append_summary)
+    for (option, path), write in zip(files.named().items(), writers, strict=True):
         try:
             if path is not None:
                 write(outcome, path)
         except OSError as error:
-            raise SettingsError(f"{path}: {error.strerror}; name another file") from None
+            unwritten = f"{option} {path}: {error.strerror}; name another file"
     if files.json == Path("-"):
         print(outcome.to_json())
     else:
         print_outcome(outcome, print_verdicts, brief=brief)
+    if unwritten is not None:
+        raise Unwritten(unwritten, outcome.exit_code)
 
 
 def print_outcome(outcome: Outcome, print_verdicts: PrintVerdicts, *, brief: bool = False) -> None:

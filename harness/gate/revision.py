@@ -62,17 +62,46 @@ def find_repository(folder: Path, package: str) -> Path:
     return top
 
 
+def parse_range(text: str | None, *, against_itself: bool = False) -> tuple[str, str]:
+    """The old and the new revision that ``--rev`` names; empty is the checkout.
+
+    ``OLD`` and ``OLD..`` are compared with the checkout, and None is the checkout alone. Raises
+    SettingsError for what would not be compared as it is written.
+    """
+    if text is None:
+        return "", ""
+    if not text.strip():
+        raise SettingsError(
+            f"--rev {text!r}: names no revision, as when the command that should have named it "
+            "printed nothing (git merge-base does so in a shallow clone: run git fetch "
+            "--unshallow); name one"
+        )
+    old, dots, new = text.partition("..")
+    if new.startswith("."):
+        raise SettingsError(
+            f"--rev {text}: three dots are no range here; write OLD..NEW, with "
+            "$(git merge-base A B) for OLD if that is meant"
+        )
+    if dots and not old:
+        raise SettingsError(f"--rev {text}: has no old side; write OLD..NEW or OLD")
+    if dots and against_itself:
+        raise SettingsError(
+            f"--rev {text}: --self-check measures one version against itself; name one revision"
+        )
+    return old, new
+
+
 @contextlib.contextmanager
 def versions(
     folder: Path, revision: str | None, package: str, *, against_itself: bool = False
 ) -> Iterator[tuple[Version, Version]]:
     """The old and the new version: ``OLD..NEW``, ``OLD`` and the checkout around ``folder``, or
-    one version twice (the checkout where ``revision`` is None).
+    one version twice (the checkout where ``revision`` is None). See ``parse_range``.
 
     Raises SettingsError and NothingToCompare.
     """
+    old, new = parse_range(revision, against_itself=against_itself)
     repository = find_repository(folder, package)
-    old, _, new = (revision or "").partition("..")
     with contextlib.ExitStack() as stack:
 
         def enter(name: str) -> Version:

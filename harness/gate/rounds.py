@@ -24,7 +24,7 @@ from typing import Any
 from dynbench.harness.case import Case
 from dynbench.harness.gate.conditions import Reading
 from dynbench.harness.gate.errors import SettingsError
-from dynbench.harness.rowfiles import replace_file
+from dynbench.harness.rowfiles import CutOff, Row, replace_file
 from dynbench.harness.run import RunOptions, identity_columns, without_identity
 from dynbench.harness.schema import Status
 from dynbench.harness.store import RunWriter, check_output_root, new_run_id, read_rows
@@ -109,7 +109,8 @@ class Rounds:
             writer = RunWriter.resume(path, quick=quick)
         else:
             writer = RunWriter.create(path.parent, self.command, quick=quick, run_id=run_id)
-            writer.note(round=index, stage=self.stage, side=name, version=side.name)
+        # a resumed run, too: it may have been cut off before this
+        writer.note(round=index, stage=self.stage, side=name, version=side.name)
         supervisor = Supervisor(
             self.prepare,
             provider_files=self.options.provider_files,
@@ -199,7 +200,10 @@ def noted(folder: Path) -> dict[str, Any]:
 
 
 def read_side(folder: Path, side: str, stage: str = "") -> tuple[list[Reading], list[str]]:
-    """Readings of one side's rounds as they lie in the folder, and what could not be read."""
+    """Readings of one side's rounds as they lie in the folder, and what could not be read.
+
+    What an interruption leaves is no problem: run folders without rows, and a torn last line.
+    """
     readings: list[Reading] = []
     problems: list[str] = []
     for path in sorted((folder / side).glob("*")):
@@ -207,13 +211,19 @@ def read_side(folder: Path, side: str, stage: str = "") -> tuple[list[Reading], 
             facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
             index, of_stage = int(facts["round"]), str(facts["stage"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path}: no round of a gate ({type(error).__name__}: {error})")
+            if any(_rows_and_damage(path)):
+                problems.append(f"{path}: no round of a gate ({type(error).__name__}: {error})")
             continue
         if of_stage == stage:
-            rows, complaints = read_rows([path])
+            rows, damage = _rows_and_damage(path)
             readings += [Reading(row, index) for row in rows if row["status"] != Status.SKIPPED]
-            problems += complaints
+            problems += damage
     return readings, problems
+
+
+def _rows_and_damage(path: Path) -> tuple[list[Row], list[str]]:
+    rows, problems = read_rows([path])
+    return rows, [line for line in problems if not isinstance(line, CutOff)]
 
 
 def is_gate_folder(path: Path) -> bool:

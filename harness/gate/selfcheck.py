@@ -19,7 +19,7 @@ from dynbench.harness.gate.verdicts import COMPARED, CaseVerdict, Verdict
 @dataclass(frozen=True)
 class SelfCheck:
     """One version against itself. ``floors`` are the smallest thresholds at which each case comes
-    out as unchanged, by label; ``too_low`` are those below which a threshold was set."""
+    out as unchanged, by case_id; ``too_low`` are thresholds that were set below them."""
 
     outcome: Outcome
     floors: dict[str, float]
@@ -29,6 +29,11 @@ class SelfCheck:
     def floor(self) -> float | None:
         """The largest of all; None where no case was measured."""
         return max(self.floors.values(), default=None)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels by case_id; two cases may share one."""
+        return {verdict.case_id: verdict.label for verdict in self.outcome.verdicts}
 
 
 def self_check(
@@ -83,9 +88,9 @@ def _self_check(
         if verdict.low is None or verdict.high is None:
             continue
         bound = max(abs(math.log1p(verdict.low)), abs(math.log1p(verdict.high)))
-        floors[verdict.label] = math.expm1(bound)
-        if verdict.threshold < floors[verdict.label]:
-            too_low[verdict.label] = verdict.threshold
+        floors[verdict.case_id] = math.expm1(bound)
+        if verdict.threshold < floors[verdict.case_id]:
+            too_low[verdict.case_id] = verdict.threshold
     notes = [noise_note(verdicts, settings), false_alarms_note(verdicts, after)]
     outcome = Outcome(name, name, after, settings, [note for note in notes if note])
     return SelfCheck(outcome, floors, too_low)
@@ -95,9 +100,10 @@ def refuse_low_thresholds(found: SelfCheck) -> None:
     """Raise SettingsError where a threshold lies below its case's noise floor."""
     if not found.too_low:
         return
-    label = max(found.too_low, key=lambda name: found.floors[name])
-    needed = math.ceil(1000 * found.floors[label]) / 1000
+    worst = max(found.too_low, key=lambda case_id: found.floors[case_id])
+    needed = math.ceil(1000 * found.floors[worst]) / 1000
     raise SettingsError(
         f"the threshold of {len(found.too_low)} of {len(found.floors)} cases is below the noise "
-        f"floor, the worst is {label}: set threshold = {needed:g}, or take more rounds"
+        f"floor, the worst is {found.labels[worst]}: set threshold = {needed:g}, or take more "
+        "rounds"
     )

@@ -13,7 +13,7 @@ The decision for one case, in this order:
 7. else ``ambiguous``.
 
 Rounds in which other processes were at work are left out where enough others remain; where not,
-nothing is called regressed or improved.
+nothing is called regressed or improved, and the case asks for further rounds.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class CaseVerdict:
         p_value: of the slow-down beyond the threshold, adjusted for all cases.
         noise: standard deviation of one round's (or process pair's) change.
         observations: rounds, or processes on the side that has fewer.
+        not_counting: measured rounds that prove nothing: throttled, disturbed or incomplete.
         warns: whether ``strict`` makes it block (an ambiguous or changed case always does).
         accepted: the entry that accepts it, if one does.
         command: repeats the candidate's row.
@@ -93,6 +94,7 @@ class CaseVerdict:
     p_value: float | None = None
     noise: float | None = None
     observations: int = 0
+    not_counting: int = 0
     notes: tuple[str, ...] = ()
     warns: bool = False
     accepted: dict[str, Any] | None = None
@@ -223,13 +225,15 @@ def _compare(pairing: Pairing, settings: Settings) -> CaseVerdict | ComparedCase
     in_rounds = all(reading.round is not None for side in sides for reading in side)
     units = _rounds(*sides) if in_rounds else [*sides]
     trusted, complaint = _trusted(units, settings, in_rounds)
+    calm, unrest = _undisturbed(trusted, settings, in_rounds)
+    if in_rounds:
+        base = replace(base, not_counting=_rounds_measured(pairing) - len(calm))
     base = _with_latencies(base, trusted if _enough(trusted, in_rounds) else units, in_rounds)
     if not _enough(trusted, in_rounds):
         if complaint:
             return replace(base, verdict=Verdict.INVALID, reason=complaint)
         reason = f"only {len(units)} complete round: one tells nothing of noise; give more rounds"
         return replace(base, reason=reason)
-    calm, unrest = _undisturbed(trusted, settings, in_rounds)
     least = settings.min_rounds if in_rounds else 1
     notes = [complaint] if complaint else []
     distrust = ""
@@ -260,6 +264,11 @@ def _rounds(baseline: Sequence[Reading], candidate: Sequence[Reading]) -> list[l
         for _, (ours, theirs) in sorted(by_round.items())
         if ours and len(ours) == len(theirs)
     ]
+
+
+def _rounds_measured(pairing: Pairing) -> int:
+    """Rounds that any row of the case is from, whatever became of it."""
+    return len({reading.round for reading in (*pairing.baseline, *pairing.candidate)})
 
 
 def _enough(units: Sequence[Sequence[Reading]], in_rounds: bool) -> bool:

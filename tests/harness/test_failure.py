@@ -12,7 +12,10 @@ from dynbench.harness.failure import (
     failure_columns,
     is_device_fault,
     is_out_of_memory,
+    is_untaken,
     timeout_columns,
+    unstarted_columns,
+    untaken_columns,
 )
 from dynbench.harness.schema import complete_row
 from dynbench.harness.subject import Unavailable, Unsupported
@@ -76,6 +79,51 @@ def test_deaths(code, words, status, reason):
 def test_a_worker_stopped_by_the_parent_did_not_run_out_of_memory():
     row = death_columns(-signal.SIGKILL, "", "", "unreadable reply 'x'")
     assert (row["status"], row["reason"]) == ("error", "worker stopped: unreadable reply 'x'")
+
+
+FATAL = """Fatal Python error: init_import_site: Failed to import the site module
+Python runtime state: initialized
+Traceback (most recent call last):
+  File "site.py", line 1, in <module>
+OSError: [Errno 23] Too many open files in system
+
+Current thread 0x00007f0d8e3c1740 (most recent call first):
+  <no Python frame>
+"""
+CRASH = """Fatal Python error: Segmentation fault
+
+Thread 0x00007f0d8e3c1740 (most recent call first):
+  File "worker.py", line 1 in main
+
+Extension modules: numpy._core._multiarray_umath (total: 1)"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (FATAL.strip(), "OSError: [Errno 23] Too many open files in system"),
+        (CRASH, "Fatal Python error: Segmentation fault"),
+        ("Traceback (most recent call last):\n  File\nImportError: x", "ImportError: x"),
+        ("<no Python frame>", "<no Python frame>"),
+        ("", "it did not answer"),
+    ],
+)
+def test_a_worker_that_did_not_start_says_why(words, message):
+    row = complete_row(unstarted_columns(words))
+    assert (row["status"], row["details"]) == ("error", words or None)
+    assert row["reason"] == f"no worker can be started: {message}"
+    assert len(unstarted_columns("x" * 5000)["reason"]) <= 300
+
+
+def test_rows_of_cases_that_no_worker_took_are_known():
+    death = death_columns(-signal.SIGKILL, "", "")
+    assert is_untaken(unstarted_columns(""))
+    assert is_untaken(untaken_columns(death))
+    assert untaken_columns(death)["reason"].startswith("no worker takes the case: worker killed")
+    assert not is_untaken(death)
+    assert not is_untaken(failure_columns(RuntimeError("no worker can be started: x")))
+    assert not is_untaken(failure_columns(Unavailable("no worker can be started: x")))
+    assert not is_untaken({"status": "ok", "reason": None})
 
 
 def test_timeout_names_the_limit_and_the_stage():

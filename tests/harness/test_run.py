@@ -193,6 +193,26 @@ def test_a_resumed_run_measures_what_is_missing_and_what_was_skipped(planted, tm
     ]
 
 
+def test_a_resumed_run_measures_cases_that_no_worker_took(planted, tmp_path, monkeypatch):
+    """A full disk or a driver that was being updated: starting a worker failed for a while."""
+    root, broken = tmp_path / "runs", tmp_path / "broken"
+    cases = [planted(p) for p in ("plain", "raises")]
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('torch is broken here')\n")
+    writer = RunWriter.create(root, "sweep")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(broken))
+        frame, *_ = sweep(root, cases, writer=writer)
+    assert set(frame["reason"]) == {"no worker can be started: ImportError: torch is broken here"}
+    with RunWriter.resume(writer.path) as again:
+        frame, summary, _ = sweep(root, cases, writer=again)
+    assert list(frame["status"]) == ["ok", "error"]
+    assert frame["reason"][1].startswith("ValueError: planted")
+    assert summary.already_done == 0
+    with RunWriter.resume(writer.path) as third:
+        assert len(third.finished_rows()) == 2
+
+
 def test_facts_of_a_suite_do_not_move_a_row(planted):
     columns = {"case_id": "other", "provider": "other", "backend": "blockwise"}
     assert run_module.without_identity(columns) == {"backend": "blockwise"}

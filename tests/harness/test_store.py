@@ -266,6 +266,27 @@ def test_resume_cuts_a_torn_line_off_first(tmp_path):
     assert cases_of(path) == ["a", "b"]
 
 
+def test_a_journal_with_lines_that_are_no_rows_is_kept_and_told(tmp_path):
+    path = make_run(tmp_path, "a", finish=False)
+    for number, case_id in enumerate("bc", start=1):
+        with (path / "rows.jsonl").open("a") as journal:
+            journal.write('{"case_id": "lost", "seq_len"\n')
+        with RunWriter.resume(path) as writer:
+            writer.append(row(case_id))
+            writer.finish()
+        assert '"lost"' in (path / f"rows.damaged-{number}.jsonl").read_text()
+    assert not (path / "rows.jsonl").exists()
+    frame, problems = read_runs([path])
+    assert list(frame["case_id"]) == ["a", "b", "c"]
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        str(path / f"rows.damaged-{number}.jsonl") for number in (1, 2)
+    ]
+    assert "remove it if no row of it is wanted" in problems[0]
+    for kept in path.glob("rows.damaged-*"):
+        kept.unlink()
+    assert cases_of(path) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_quick_run_is_resumed_as_one(tmp_path, quick):
     with RunWriter.create(tmp_path, "x", quick=quick) as writer:
@@ -379,6 +400,18 @@ def test_what_cannot_be_resumed_is_named(tmp_path, what):
         (path / "run.json").write_text("{")
     with pytest.raises(OutputError, match=str(path)):
         RunWriter.resume(path)
+
+
+def test_a_run_that_cannot_be_resumed_is_not_held(tmp_path):
+    """The second try says what is wrong, and not that another process is writing."""
+    path = make_run(tmp_path, "a")
+    whole = (path / "rows.parquet").read_bytes()
+    (path / "rows.parquet").write_bytes(b"PAR1")
+    for _ in range(2):
+        with pytest.raises(OutputError, match="truncated"):
+            RunWriter.resume(path)
+    (path / "rows.parquet").write_bytes(whole)
+    RunWriter.resume(path).close()
 
 
 def test_a_full_disk_is_an_output_error(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynbench.harness.case import Case
+from dynbench.harness.failure import is_untaken
 from dynbench.harness.schema import complete_row
 from dynbench.harness.supervisor import Supervisor, WorkerProcess
 
@@ -196,6 +197,19 @@ def test_workers_that_cannot_start_cost_rows_and_little_time(planted, tmp_path, 
     assert rows[0]["reason"] == "no worker can be started: ImportError: torch is broken here"
     assert rows[0]["machine_id"]
     assert time.monotonic() - began < 20
+
+
+def test_a_case_whose_workers_die_before_it_is_not_taken(planted, monkeypatch):
+    class Mortal(WorkerProcess):
+        def request(self, *arguments):
+            self.kill()
+            return super().request(*arguments)
+
+    monkeypatch.setattr("dynbench.harness.supervisor.WorkerProcess", Mortal)
+    with Supervisor(PREPARE, quick=True) as supervisor:
+        row = complete_row(supervisor.measure(planted("plain"), LIMIT_S))
+    assert is_untaken(row)
+    assert "worker killed by SIGKILL" in row["reason"]
 
 
 def test_a_launched_worker_is_the_one_that_measures(planted, monkeypatch):

@@ -87,6 +87,8 @@ def test_broken_files_and_missing_names_are_one_line(dynbench, rows, saved, tmp_
         (["--baseline", "main", "--candidate", good, "--case", "*9k*"], 3, "names no case"),
         (["--candidate", good, "--rev", "HEAD"], 2, "leave it out with --rev"),
         (["--rev", "HEAD"], 2, "needs a git checkout"),
+        (["--rev", ""], 2, "printed nothing"),
+        (["--rev", "", "--self-check"], 2, "printed nothing"),
         (["--candidate", good, "--accept", "x"], 2, "name a saved one with --baseline"),
         (["--baseline", "main", "--candidate", good, "--accept", "x"], 2, "is no day"),
         (["--baseline", "main", "--candidate", good, "--junit", "no/x.xml"], 2, "name another"),
@@ -96,6 +98,28 @@ def test_broken_files_and_missing_names_are_one_line(dynbench, rows, saved, tmp_
         found, out, err = dynbench("gate", *arguments)
         assert (found, out, len(err.splitlines())) == (code, "", 1), arguments
         assert part in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--candidate x --budget 1m", "--budget: is of measuring, leave it out or give --rev or"),
+        ("--candidate x --rounds 4", "--rounds: is of measuring"),
+        ("--candidate x --out y", "--out: is of measuring"),
+        ("--baseline x --resume", "--resume: is of measuring"),
+        ("--candidate x --reason why", "--reason: is of --accept, name the case with that too"),
+        (f"--rev HEAD --until {TOMORROW}", "--until: is of --accept"),
+        ("--compile --plant 0.05", "--plant: is of measured rows, leave it out with --compile"),
+        ("--compile --reason why", "--reason: is of measured rows"),
+        (f"--compile --until {TOMORROW}", "--until: is of measured rows"),
+        ("--compile --rounds 4", "--rounds: is of measured rows"),
+        ("--rev HEAD --save", "--save: is of compiled kernels, give --compile too"),
+    ],
+)
+def test_an_option_that_would_decide_nothing_is_refused(dynbench, arguments, line):
+    code, out, err = dynbench("gate", *arguments.split())
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"dynbench: {line}")
 
 
 def test_the_promoted_baseline_needs_no_name(dynbench, rows, saved):
@@ -136,6 +160,35 @@ def test_every_form_of_output(dynbench, rows, saved, monkeypatch):
     code, out, _ = dynbench(*gate, "--json", "-", "--summary", "other.md")
     assert (code, json.loads(out)["exit_code"]) == (1, 1)
     assert Path("other.md").exists()
+
+
+def test_files_are_looked_at_before_anything_is_measured(dynbench, tmp_path, monkeypatch):
+    """No checkout is here, nor a baseline: what is measured would be refused next."""
+    expected = {
+        ("--rev", "HEAD", "--json", "no/x.json"): "--json no/x.json: there is no folder no",
+        ("--self-check", "--junit", "no/x.xml"): "--junit no/x.xml: there is no folder no",
+        ("--compile", "--summary", "."): "--summary .: is a folder; name another file",
+    }
+    for arguments, line in expected.items():
+        code, out, err = dynbench("gate", *arguments)
+        assert (code, out) == (2, "")
+        assert line in err
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "no/step.md")
+    assert "$GITHUB_STEP_SUMMARY no/step.md: there is no" in dynbench("gate", "--rev", "HEAD")[2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_file_that_cannot_be_written_hides_no_verdict(dynbench, rows, saved):
+    expected = {
+        rows("slow.parquet", 0.0, 0.1, 0.0): (1, "regression: 1 regressed, 2 unchanged"),
+        rows("same.parquet", 0.0, 0.0, 0.0): (2, "no regression: 3 unchanged"),
+    }
+    for option in ("--json", "--junit", "--summary"):
+        for name, (code, line) in expected.items():
+            gate = ("gate", "--baseline", "main", "--candidate", name, option, "/dev/full")
+            found, out, err = dynbench(*gate)
+            assert (found, out.splitlines()[-1]) == (code, f"{name} against main: {line}")
+            assert err.startswith(f"dynbench: {option} /dev/full: No space left on device; name")
 
 
 def test_settings_in_force_are_printed_and_read_back(dynbench, tmp_path):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dynbench.harness.case import Case
 from dynbench.harness.gate import baselines, gating
+from dynbench.harness.gate.conditions import Reading
 from dynbench.harness.gate.errors import InvalidData, NothingToCompare, SettingsError
+from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Side
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, judge
 from dynbench.harness.rowfiles import write_parquet
@@ -192,6 +195,82 @@ def test_rounds_follow_from_the_noise(simulate):
     assert 4 < noisy[0] < noisy[1] < noisy[2]
     assert planned(simulate(3, 0.5).rounds(0, 4), settings) == 500
     assert planned(simulate(3, 0.001).rounds(0, 4, change=0.5), settings) == 4
+
+
+@dataclass
+class FakeRounds:
+    """Rounds of one case, 10 ms before and 12 ms now, 0.4 % of noise, drawn and not measured.
+
+    Rows of the rounds named by ``marked`` have these ``columns``, too.
+    """
+
+    source: Any
+    marked: frozenset[int]
+    columns: dict[str, Any]
+    stage: str = ""
+    measured: list[tuple[str, int]] = field(default_factory=list)
+    sides = {BASELINE: Side("old"), CANDIDATE: Side("new")}  # noqa: RUF012
+
+    def measure(self, cases: list[Case], index: int) -> dict[str, list[Reading]]:
+        self.measured.append((self.stage, index))
+        columns = self.columns if index in self.marked and not self.stage else {}
+        drawn = self.source.rounds(0, 1, 0.2, samples_ms=None)
+        return {
+            side: [
+                Reading({**r.row, "latency_ms": 10 * r.latency_ms, **columns}, index)
+                for r in readings
+            ]
+            for side, readings in ((BASELINE, drawn.baseline), (CANDIDATE, drawn.candidate))
+        }
+
+
+DISTURBED = {"other_cpu_share": 0.5}
+THROTTLED = {"throttled_samples": 3, "throttle_reasons": ["hw_slowdown"]}
+
+
+@pytest.fixture
+def in_rounds(simulate, make_row):
+    """A gate whose rounds of these numbers are marked by these columns: its verdict, the rounds."""
+
+    def run(marked, columns, **settings):
+        rounds = FakeRounds(simulate(5, 0.004), frozenset(marked), columns)
+        case = Case.from_row(make_row(0))
+        outcome = gating.gate_rounds(rounds, [case], Settings(**settings))
+        first = [index for stage, index in rounds.measured if not stage]
+        assert first == list(range(len(first)))
+        return outcome.verdicts[0], len(first)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("marked", "columns"),
+    [({0}, DISTURBED), ({1, 3}, DISTURBED), ({0, 1, 2}, THROTTLED), (range(4), THROTTLED)],
+)
+def test_rounds_that_do_not_count_are_measured_in_addition(in_rounds, marked, columns):
+    verdict, count = in_rounds(marked, columns)
+    assert (verdict.verdict, verdict.blocks) == (Verdict.REGRESSED, True)
+    assert verdict.not_counting == len(marked)
+    assert verdict.observations == count - len(marked) >= 4
+
+
+def test_no_round_is_added_where_all_count(in_rounds):
+    verdict, count = in_rounds((), {})
+    assert (verdict.verdict, verdict.not_counting, count) == (Verdict.REGRESSED, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "reason"),
+    [
+        (DISTURBED, Verdict.AMBIGUOUS, "slower by more than 3 %, but 16 of 16 rounds disturbed"),
+        (THROTTLED, Verdict.INVALID, "16 of 16 rounds throttled"),
+    ],
+)
+def test_where_no_round_counts_the_most_are_measured(in_rounds, columns, kind, reason):
+    verdict, count = in_rounds(range(100), columns)
+    assert (verdict.verdict, verdict.blocks, count) == (kind, False, 16)
+    assert verdict.reason.startswith(reason)
+    assert in_rounds(range(100), columns, max_rounds=4)[1] == 4
 
 
 def test_the_note_says_what_the_rounds_can_find(simulate):

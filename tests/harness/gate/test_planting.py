@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from dynbench.harness.gate.errors import SettingsError
 from dynbench.harness.gate.gating import measure_rounds, rounds_for
 from dynbench.harness.gate.planting import Plant, planted_trials, slower
 from dynbench.harness.gate.rounds import BASELINE, CANDIDATE, Clock, Side
-from dynbench.harness.gate.selfcheck import self_check
+from dynbench.harness.gate.selfcheck import refuse_low_thresholds, self_check
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.gate.verdicts import judge
 
@@ -77,6 +77,36 @@ def test_deviations_count_from_the_noise_floor(simulated):
     least = min(found.floors.values()) * 100
     smallest = float(note.partition("slow-downs of ")[2].partition(" to")[0])
     assert smallest > max(3, least)
+
+
+def test_cases_of_one_label_have_floors_of_their_own(simulate, make_row):
+    """Two timers of one case: its label does not name the timer."""
+    quiet = Case.from_row(make_row(0))
+    noisy = replace(quiet, timer="event")
+    sources = {"wall": simulate(7, 0.001), "event": simulate(7, 0.1)}
+
+    class Timed(SimulatedRounds):
+        def measure(self, cases: list[Case], index: int) -> dict[str, list[Reading]]:
+            found: dict[str, list[Reading]] = {BASELINE: [], CANDIDATE: []}
+            for case in cases:
+                drawn = sources[case.timer].rounds(0, 1, case_id=case.case_id, timer=case.timer)
+                for side, readings in ((BASELINE, drawn.baseline), (CANDIDATE, drawn.candidate)):
+                    found[side] += [Reading(reading.row, index) for reading in readings]
+            return found
+
+    settings = Settings(max_rounds=4, retest=False)
+    deviations = Plant(deviations=3)
+    found = self_check(Timed(None, []), [noisy, quiet], settings, plants=[deviations])
+    assert found.floors[quiet.case_id] < 0.01 < 0.05 < found.floors[noisy.case_id]
+    assert len(set(found.labels.values())) == 1
+    assert list(found.too_low) == [noisy.case_id]
+    with pytest.raises(SettingsError, match="the threshold of 1 of 2 cases is below"):
+        refuse_low_thresholds(found)
+    raised = deviations.settings(found.outcome.verdicts, found.floors, settings)
+    assert [raised.limits(case.case_id, "")[0] for case in (noisy, quiet)] == [
+        found.floors[noisy.case_id],
+        settings.threshold,
+    ]
 
 
 def test_rounds_are_added_only_where_they_are_wanting(simulate, make_row):

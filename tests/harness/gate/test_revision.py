@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynbench.harness.gate.errors import NothingToCompare, SettingsError
-from dynbench.harness.gate.revision import find_repository, resolve, versions
+from dynbench.harness.gate.revision import find_repository, parse_range, resolve, versions
 
 PACKAGE = "tinylib"
 
@@ -79,6 +79,37 @@ def test_two_revisions_and_one_against_itself(repository):
     with versions(repository, None, PACKAGE, against_itself=True) as (old, _):
         assert imported(old) == "2"
         assert not old.dirty
+
+
+def test_a_range_is_what_it_says():
+    assert parse_range(None) == ("", "")
+    assert parse_range("v1") == parse_range("v1..") == ("v1", "")
+    assert parse_range("v1..v2") == ("v1", "v2")
+    assert parse_range("v1", against_itself=True) == ("v1", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "itself", "complaint"),
+    [
+        ("", False, r"--rev '': names no revision, .* printed nothing .*git fetch --unshallow"),
+        ("", True, "printed nothing"),
+        (" \n", False, "printed nothing"),
+        ("..v2", False, r"--rev \.\.v2: has no old side; write OLD\.\.NEW"),
+        ("..", False, "has no old side"),
+        ("v1...v2", False, r"--rev v1\.\.\.v2: three dots are no range here"),
+        ("...", False, "three dots"),
+        ("v1..v2", True, "--self-check measures one version against itself; name one revision"),
+        ("v1..", True, "name one revision"),
+    ],
+)
+def test_a_range_that_would_be_read_otherwise_is_refused(tmp_path, text, itself, complaint):
+    """An empty one above all: the checkout against itself would always pass."""
+    with (
+        pytest.raises(SettingsError, match=complaint) as refusal,
+        versions(tmp_path, text, PACKAGE, against_itself=itself),
+    ):
+        pass
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_worktree_ends_with_an_error(repository):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from dynbench.harness.gate.rounds import (
 from dynbench.harness.gate.settings import Settings
 from dynbench.harness.gate.verdicts import Verdict
 from dynbench.harness.run import RunOptions
+from dynbench.harness.store import read_rows
 
 PACKAGE = "tinylib"
 LIBRARY = """
@@ -171,6 +173,16 @@ def test_a_finished_gate_is_judged_again_without_measuring(gate):
     assert after == before
 
 
+def test_patterns_pick_cases_of_a_finished_gate(gate):
+    folder = gate.rounds.folder
+    (steady,) = gating.gate_folder(folder, SETTINGS, ["tiny/steady*"]).verdicts
+    assert steady == gate.outcome.verdicts[0]
+    (broken,) = gating.gate_folder(folder, SETTINGS, [CASES[2].case_id[:8]]).verdicts
+    assert broken == gate.outcome.verdicts[2]
+    with pytest.raises(NothingToCompare, match="--case tiny/stedy: names no case; known: tiny"):
+        gating.gate_folder(folder, SETTINGS, ["tiny/stedy"])
+
+
 def test_one_round_more_is_all_that_is_measured(gate, tmp_path, monkeypatch):
     """Resuming a gate that was cut off: rows that are there are kept, whatever they say."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -242,6 +254,67 @@ def test_a_torn_round_is_invalid_data(gate, tmp_path):
         gating.gate_folder(folder, SETTINGS)
     with pytest.raises(InvalidData, match="holds no rounds"):
         gating.gate_folder(tmp_path, SETTINGS)
+
+
+def cut_off(run: Path, lines: int) -> None:
+    """Leave so many rows of a run in its journal, the next torn, as kill -9 may."""
+    parquet = run / "rows.parquet"
+    rows, _ = read_rows([run])
+    parquet.unlink()
+    whole = [json.dumps({k: v for k, v in row.items() if v is not None}) for row in rows]
+    text = "".join(f"{line}\n" for line in whole[:lines])
+    if lines < len(whole):
+        text += whole[lines][:100]
+    (run / "rows.jsonl").write_text(text)
+
+
+@pytest.fixture
+def interrupted(gate, tmp_path) -> Path:
+    """A copy of the gate's folder, without the retest."""
+    folder = tmp_path / gate.rounds.folder.name
+    shutil.copytree(gate.rounds.folder, folder)
+    for path in folder.glob("*/*-retest-*"):
+        shutil.rmtree(path)
+    return folder
+
+
+def test_an_interrupted_gate_is_judged_by_what_it_has(interrupted):
+    """Killed in its second round, and in a third one while workers started."""
+    for path in interrupted.glob("*/*-001-*"):
+        cut_off(path, lines=1)
+    begun = interrupted / BASELINE / f"{interrupted.name}-002-0"
+    begun.mkdir()
+    facts = json.loads((begun.parent / f"{interrupted.name}-001-1" / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps({**facts, "round": 2}))
+    stored = gating.gate_folder(interrupted, SETTINGS)
+    steady, slowed, broken = stored.verdicts
+    assert (steady.observations, slowed.observations) == (2, 1)
+    assert slowed.reason.startswith("only 1 complete round")
+    assert broken.verdict == Verdict.INVALID
+    assert stored.notes == [f"rounds read from {interrupted}"]
+    with (begun.parent / f"{interrupted.name}-001-1" / "rows.jsonl").open("a") as journal:
+        journal.write("\nno row\n")
+    with pytest.raises(InvalidData, match="is no row"):
+        gating.gate_folder(interrupted, SETTINGS)
+
+
+def test_a_gate_killed_before_its_first_row_is_nothing_to_compare(interrupted):
+    for path in interrupted.rglob("*.parquet"):
+        path.unlink()
+    next(interrupted.rglob("run.json")).write_text("{}")  # cut off before it was told the round
+    assert gating.gate_folder(interrupted, SETTINGS).exit_code == 3
+
+
+def test_a_case_that_one_side_never_came_to_is_not_missing(interrupted):
+    """Killed in its first round, after the first process of the second case."""
+    for path in interrupted.glob("*/*-001-*"):
+        shutil.rmtree(path)
+    for path in interrupted.glob("*/*-000-*"):
+        cut_off(path, lines=2 if path.name.endswith("-0") else 1)
+    stored = gating.gate_folder(interrupted, SETTINGS)
+    assert [v.label.split()[0] for v in stored.verdicts] == ["tiny/steady"]
+    assert stored.exit_code == 0
+    assert stored.notes[-1].endswith("turn of one side: 1 of 2 cases (--resume goes on)")
 
 
 def test_no_case_is_nothing_to_compare(gate):

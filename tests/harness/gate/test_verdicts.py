@@ -207,6 +207,16 @@ def test_a_failure_of_a_resting_gpu_blocks(make_gpu_row, rest):
     assert (verdict.verdict, verdict.blocks) == (Verdict.INVALID, True)
 
 
+def test_a_skipped_row_behind_ok_ones_hides_none(make_gpu_row):
+    """A run out of budget: its row does not know whether the card would have rested."""
+    skipped = make_gpu_row(status="skipped", reason="the budget ended", rest=None)
+    rows = [*steady(make_gpu_row, rest=2.0), skipped]
+    verdict = single(steady(make_gpu_row, rest=2.0), rows)
+    assert (verdict.verdict, verdict.observations) == (Verdict.UNCHANGED, 6)
+    slow = [*steady(make_gpu_row, latency_ms=1.2, rest=2.0), skipped]
+    assert single(steady(make_gpu_row, rest=2.0), slow).verdict == Verdict.REGRESSED
+
+
 def test_of_a_baseline_of_two_machines_the_right_one_counts(make_gpu_row):
     baseline = [
         *steady(make_gpu_row, latency_ms=2.0, gpu_name="NVIDIA H100"),
@@ -283,6 +293,18 @@ def test_the_power_cap_is_how_a_card_runs(make_gpu_row):
     assert single(rows, rows, strict).verdict == Verdict.INVALID
 
 
+def test_samples_of_tolerated_and_other_reasons_are_told_together(make_gpu_row):
+    """One thermal reading among fifty at the power cap; the row does not tell how many."""
+    both = {"throttled_samples": 50, "sample_count": 50}
+    both["throttle_reasons"] = ["sw_power_cap", "sw_thermal_slowdown"]
+    verdict = single(steady(make_gpu_row), steady(make_gpu_row, **both))
+    assert verdict.verdict == Verdict.INVALID
+    assert verdict.reason.endswith(
+        "50 of 50 samples throttled (sw_thermal_slowdown; some perhaps for sw_power_cap alone, "
+        "which is tolerated)"
+    )
+
+
 def test_few_throttled_samples_do_not_matter(make_gpu_row):
     rows = steady(make_gpu_row, **THERMAL | {"sample_count": 30})
     assert single(rows, rows).verdict == Verdict.UNCHANGED
@@ -321,10 +343,12 @@ def test_disturbed_rounds_are_left_out_where_enough_remain(simulate):
     pairing = disturb(simulate(5, 0.002).rounds(0, 8), {0, 1}, other_cpu_share=0.5)
     (verdict,) = judge([pairing], Settings())
     assert (verdict.verdict, verdict.observations) == (Verdict.UNCHANGED, 6)
+    assert verdict.not_counting == 2
     pairing = disturb(simulate(5, 0.002).rounds(0, 8, 0.1), set(range(6)), other_cpu_share=0.5)
     (verdict,) = judge([pairing], Settings())
     assert (verdict.verdict, verdict.observations) == (Verdict.AMBIGUOUS, 8)
     assert "but 6 of 8 rounds disturbed" in verdict.reason
+    assert verdict.not_counting == 6
 
 
 def test_throttled_rounds_are_left_out_or_make_the_case_invalid(simulate):
@@ -344,6 +368,7 @@ def test_a_round_that_lost_a_row_of_the_baseline_does_not_count(simulate):
     pairing.baseline.append(Reading(failed, lost.round))
     (verdict,) = judge([pairing], Settings())
     assert (verdict.verdict, verdict.observations) == (Verdict.UNCHANGED, 4)
+    assert verdict.not_counting == 1
 
 
 def test_one_round_proves_nothing(simulate):
