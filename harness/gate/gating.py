@@ -407,7 +407,7 @@ def _chosen(readings: Sequence[Reading], patterns: Sequence[str]) -> list[Readin
     return [r for r in readings if r.row["case_id"] in wanted]
 
 
-def _no_match(patterns: Sequence[str], rows: Iterable[Row]) -> str:
+def _no_match(patterns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     labels = {case_label(row) for row in rows}
     return f"--case {patterns[0]}: names no case; {nearest(patterns[0], labels)}"
 
