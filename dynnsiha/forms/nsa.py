@@ -140,6 +140,7 @@ class SparseCore(AttentionCore):
     ) -> tuple[Tensor, CoreRouting]:
         """See `AttentionCore`."""
         gates, networks = self.gates(x), None
+        aux: NSAAux | None
         if self.compress_k is not None and self.compress_v is not None:
             networks = self.compress_k, self.compress_v
         if cache is not None:
