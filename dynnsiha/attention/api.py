@@ -96,6 +96,8 @@ def native_sparse_attention(
         backend: "reference", "blockwise", "flex" (torch's FlexAttention; no backward pass on a
             CPU), "triton" (NVIDIA GPUs, 16-bit dtypes) or "auto": Triton on a GPU, with a warning
             and "blockwise" where Triton's kernels don't serve the input; "blockwise" elsewhere.
+            "reference" alone has second-order gradients: "blockwise" and "triton" raise
+            RuntimeError where they are asked for.
         block_indices: lists to use instead of choosing them: int32 [B, T, K, n], -1 empty; for
             query_tile > 1 a pair of shared [B, ceil(T / query_tile), K, s] (forced blocks
             included) and private [B, T, K, m] lists; of packed sequences, the tiles of each one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from ..config import NSAConfig
+from ..first_order import first_order
 from ..lists import private_size, shared_size
 from ..outputs import BlockIndices, NSAAux
 from ..stages import stage
@@ -46,8 +47,8 @@ def triton_kernels(
 
     ``bounds`` are those of packed sequences; without them each batch row is one sequence.
     """
-    rows = [_flat(x) for x in (q, k, v, gates)]
-    means = [None if x is None else _flat(x) for x in (k_cmp, v_cmp)]
+    rows = [*(_flat(x) for x in (q, k, v)), _flat(gates).contiguous()]
+    means = [None if x is None else _flat(x).contiguous() for x in (k_cmp, v_cmp)]
     given: list[Tensor | None] = [None, None]
     if isinstance(block_indices, Tensor):
         given[0] = _flat(block_indices).int()
@@ -123,11 +124,9 @@ class _Core(torch.autograd.Function):
         training = problem.differentiate and any(ctx.needs_input_grad)
         branches = problem.config.branches
         ctx.problem, ctx.pooled = problem, k_cmp is None
-        gates = gates.contiguous()
         if k_cmp is None or v_cmp is None:
             with stage("summaries"):
                 k_cmp, v_cmp = summaries.mean_summaries(k, v, problem.geometry)
-        k_cmp, v_cmp = k_cmp.contiguous(), v_cmp.contiguous()
         operands = Operands(q, k, v, k_cmp, v_cmp, gates)
         choose = shared is None and "selected" in branches
         o_cmp = lse_cmp = None
@@ -166,12 +165,12 @@ class _Core(torch.autograd.Function):
         return outputs.out, lse, shared, private
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    @first_order
+    def backward(ctx: Any, saved: Sequence[Any], grad: Tensor) -> tuple[Tensor | None, ...]:
         problem: Problem = ctx.problem
-        q, k, v, k_cmp, v_cmp, gates, shared, private, *saved = ctx.saved_tensors
+        q, k, v, k_cmp, v_cmp, gates, shared, private, *kept = saved
         operands = Operands(q, k, v, k_cmp, v_cmp, gates)
-        outputs = Outputs(grad, *saved)
+        outputs = Outputs(grad, *kept)
         branches = problem.config.branches
         with stage("prepare"):
             grads, dgates = prepare(problem, operands, outputs, grad.to(q.dtype).contiguous())

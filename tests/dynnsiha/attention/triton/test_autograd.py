@@ -180,6 +180,23 @@ def test_second_order_gradients_are_refused_rather_than_wrong():
         torch.autograd.grad(dq.float().square().sum(), k)
 
 
+@pytest.mark.parametrize("wanted", range(4), ids=NAMES)
+def test_derivatives_of_gradients_of_a_linear_loss_are_refused(wanted):
+    """The loss's own gradient is fixed; that of q still depends on k. The gates are not dense."""
+    case = HYBRID.at(LENGTH)
+    inputs = case.inputs()
+    q, k, v, gates = (x.requires_grad_() for x in inputs.operands)
+    turned = gates.transpose(1, 2).contiguous().transpose(1, 2)
+    out = attend((q, k, v, turned), case.config)
+    leaves = (q, k, v, gates)
+    (once,) = torch.autograd.grad(out, leaves[wanted], inputs.grad, create_graph=True)
+    assert torch.equal(once, run(inputs, case.config).grads[wanted])
+    for x in leaves:
+        total = once.float().sum() + x.float().sum()
+        with pytest.raises(RuntimeError, match=r'call it with backend="reference"$'):
+            torch.autograd.grad(total, x, retain_graph=True)
+
+
 def test_autocast_changes_nothing():
     case = HYBRID.at(LENGTH)
     inputs = case.inputs()
