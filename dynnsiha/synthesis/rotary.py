@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynnsiha.triton_device import kernels_serve
+from dynnsiha.triton_device import kernels_operand, kernels_serve
 
 
 def rotary_tables(
@@ -67,7 +67,7 @@ class _Turn(torch.autograd.Function):
 
         ctx.save_for_backward(cos, sin)
         ctx.back = back
-        return turned(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, back=back)
+        return turned(kernels_operand(x), cos, sin, back=back)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

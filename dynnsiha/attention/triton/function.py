@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...triton_device import kernels_operand
 from ..config import NSAConfig
 from ..first_order import first_order
 from ..lists import private_size, shared_size
@@ -102,9 +103,8 @@ def _problem(
 
 
 def _flat(x: Tensor) -> Tensor:
-    """[B, T, ...] as [B T, ...] with the last dimension dense."""
-    x = x.flatten(0, 1)
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """[B, T, ...] as [B T, ...] with strides that kernels take."""
+    return kernels_operand(x.flatten(0, 1))
 
 
 class _Core(torch.autograd.Function):

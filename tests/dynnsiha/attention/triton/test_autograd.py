@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dynnsiha.attention import native_sparse_attention
+from dynnsiha.attention.triton import function
 
 from .cases import DEVICE, EXACT, HYBRID, ON_GPU, PAPER
 from .oracle import BACKEND, assert_close, call, leaves_of, run, same_lists
@@ -60,6 +61,13 @@ def test_any_strides(kind, order):
     assert_close(out, wanted.out, "out")
     for name, mine, theirs in zip(NAMES, grads, wanted.grads, strict=True):
         assert_close(mine, theirs, name)
+
+
+def test_heads_that_32_bits_do_not_reach_come_to_the_kernels_side_by_side():
+    """As in x.transpose(1, 2) of [1, heads, tokens, width]; of shapes without memory."""
+    x = torch.empty(1, 65, 1 << 18, 128, device="meta").transpose(1, 2)
+    assert function._flat(x).stride() == (65 * 128, 128, 1)
+    assert function._flat(x[:, :, :64]).stride() == (128, 128 << 18, 1)
 
 
 @KINDS
