@@ -131,7 +131,7 @@ def native_sparse_attention(
     parts = [_checked(x, config, lists, cmp) for x, lists, cmp in parts]
     # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
     with torch.autocast(q.device.type, enabled=False):
-        if _chosen(backend, q, k, config, scale) == "triton":
+        if _chosen(backend, q, k, config, scale, block_indices) == "triton":
             out, aux = uncompiled(_on_triton, _DATA_DEPENDENT)(
                 *operands,
                 config,
@@ -176,13 +176,20 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend={name!r}: must be 'auto' or one of {sorted(BACKENDS)}")
 
 
-def _chosen(backend: str, q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> str:
+def _chosen(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    config: NSAConfig,
+    scale: float | None,
+    block_indices: BlockIndices | None,
+) -> str:
     """The backend that runs: under "auto", Triton's kernels where they serve the call."""
     if backend not in ("auto", "triton"):
         return backend
     if backend == "auto" and q.device.type != "cuda":
         return "blockwise"
-    error = refusal(q, k, config, scale)
+    error = refusal(q, k, config, scale, block_indices)
     if error is None:
         return "triton"
     if backend == "triton":
