@@ -66,8 +66,9 @@ class BlockCompression(nn.Module):
                 f"[batch, seq_len, {self.kv_heads}, {self.head_dim}]"
             )
         if cu_seqlens is not None:
-            bounds = pairwise(bounds_of(cu_seqlens, x.shape[0], x.shape[1]))
-            return torch.cat([self(x[:, begin:end]) for begin, end in bounds], 1)
+            bounds = bounds_of(cu_seqlens, x.shape[0], x.shape[1])
+            lengths = [end - begin for begin, end in pairwise(bounds)]
+            return torch.cat([self(part) for part in x.split(lengths, 1)], 1)
         if window_count(x.shape[1], self.compress_block, self.compress_stride) == 0:
             return x[:, :0]
         return self.compress(x).to(x.dtype)

@@ -18,6 +18,8 @@ from dynnsiha import (
 from dynnsiha.attention import native_sparse_attention
 from dynnsiha.attention.summaries import mean_summaries, window_count
 
+from .graphs import edges_into
+
 NETWORKS = {
     "mean": MeanPoolCompress,
     "convolution": ConvLinearCompress,
@@ -162,6 +164,13 @@ def test_packed_sequences_equal_each_alone(name):
     assert torch.equal(packed, torch.cat(alone, 1))
     with pytest.raises(ValueError, match="must rise from 0 to seq_len=45"):
         made(x, torch.tensor([0, 20]))
+
+
+def test_packed_sequences_are_cut_once():
+    """Each slice would have a gradient as long as all sequences together, most of it zeros."""
+    x = tokens(45, batch=1).requires_grad_()
+    packed = network("projection")(x, torch.tensor([0, 20, 20, 23, 45]))
+    assert edges_into(x, packed) == 1
 
 
 @pytest.mark.parametrize("backend", ["reference", "blockwise", "flex"])
