@@ -52,6 +52,12 @@ def kernels_operand(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and farthest < _OFFSETS else x.contiguous()
 
 
+def aligned(x: Tensor) -> Tensor:
+    """x contiguous, and copied where it does not begin at 16 bytes, as tensor descriptors must."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
+
+
 @functools.lru_cache(maxsize=16)
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None

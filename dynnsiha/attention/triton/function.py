@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...triton_device import kernels_operand
+from ...triton_device import aligned, kernels_operand
 from ..config import NSAConfig
 from ..first_order import first_order
 from ..lists import private_size, shared_size
@@ -49,7 +49,7 @@ def triton_kernels(
     ``bounds`` are those of packed sequences; without them each batch row is one sequence.
     """
     rows = [*(_flat(x) for x in (q, k, v)), _flat(gates).contiguous()]
-    means = [None if x is None else _flat(x).contiguous() for x in (k_cmp, v_cmp)]
+    means = [None if x is None else aligned(_flat(x)) for x in (k_cmp, v_cmp)]
     given: list[Tensor | None] = [None, None]
     if isinstance(block_indices, Tensor):
         given[0] = _flat(block_indices).int()
@@ -173,7 +173,7 @@ class _Core(torch.autograd.Function):
         outputs = Outputs(grad, *kept)
         branches = problem.config.branches
         with stage("prepare"):
-            grads, dgates = prepare(problem, operands, outputs, grad.to(q.dtype).contiguous())
+            grads, dgates = prepare(problem, operands, outputs, aligned(grad.to(q.dtype)))
         of_means = None
         if "compressed" in branches:
             with stage("dkdv compressed"):

@@ -91,6 +91,38 @@ def test_rows_that_are_not_aligned(kind):
         assert_close(mine, theirs, name)
 
 
+def behind(x):
+    """x as a dense slice that begins one element behind 16 bytes."""
+    beside = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    assert beside.is_contiguous()
+    assert beside.data_ptr() % 16
+    return beside
+
+
+@KINDS
+def test_a_dense_gradient_that_is_not_aligned(kind):
+    """As that of an output which another tensor is put before, by torch.cat."""
+    case = kind.at(LENGTH, ROWS)
+    inputs = case.inputs()
+    leaves = leaves_of(inputs)
+    out, _ = call(inputs, leaves, case.config, BACKEND)
+    grads = torch.autograd.grad(out, leaves, behind(inputs.grad))
+    assert all(map(torch.equal, grads, run(inputs, case.config).grads))
+
+
+def test_dense_summaries_that_are_not_aligned():
+    case = PAPER.at(LENGTH)
+    windows = (LENGTH - 32) // 16 + 1
+    gen = torch.Generator().manual_seed(4)
+    shape = (2, 1, windows, case.kv_heads, case.head_dim)
+    made = torch.randn(shape, generator=gen).to(DEVICE, case.dtype)
+    inputs = case.inputs()
+    wanted = run(inputs.given(k_cmp=made[0], v_cmp=made[1]), case.config)
+    mine = run(inputs.given(k_cmp=behind(made[0]), v_cmp=behind(made[1])), case.config)
+    assert torch.equal(mine.out, wanted.out)
+    assert all(map(torch.equal, mine.grads, wanted.grads))
+
+
 @KINDS
 def test_expanded_operands_and_gradients(kind):
     """One K/V row for a batch of two, and a gradient that is one number, expanded."""
