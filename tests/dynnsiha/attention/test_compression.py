@@ -212,6 +212,20 @@ def test_summaries_keep_the_dtype(name, dtype):
         assert made.float()(tokens().to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+@every_network
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)],
+    ids=["bf16", "fp32"],
+)
+def test_tokens_of_a_narrower_dtype_are_summarised_in_that_of_the_network(name, narrow, wide):
+    """As a cache of less precision than the layer has; the summaries are rounded once."""
+    made, x = network(name).to(wide), tokens().to(narrow)
+    out = made(x)
+    assert out.dtype == narrow
+    torch.testing.assert_close(out, made(x.to(wide)).to(narrow))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
