@@ -40,9 +40,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     GPU a Triton kernel makes one pass of it where the tables are float32 and ask for no gradient.
 
     Raises:
-        ValueError: the tables are of another shape.
+        ValueError: D is odd, or the tables are of another shape.
     """
     batch, seq_len, _, width = x.shape
+    if width % 2:
+        raise ValueError(f"x: has heads of width {width}; rotary positions need an even width")
     shapes = [(*lead, seq_len, width // 2) for lead in ((), (1,), (batch,))]
     if cos.shape not in shapes or sin.shape != cos.shape:
         raise ValueError(

@@ -95,6 +95,14 @@ def test_tables_of_another_shape_are_refused(shape):
             apply_rotary(x, *tables)
 
 
+def test_odd_widths_are_refused():
+    tables = rotary_tables(torch.arange(5), 2)
+    with pytest.raises(
+        ValueError, match=r"^x: has heads of width 3; rotary positions need an even"
+    ):
+        apply_rotary(torch.zeros(1, 5, 1, 3), *tables)
+
+
 def test_far_positions_are_turned_by_their_exact_angle():
     positions = [0, 1, 8191, 131_071, 1_000_003]
     cos, sin = rotary_tables(torch.tensor(positions), 64)
