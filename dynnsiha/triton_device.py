@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _CAPABILITY = 8  # Ampere: matrix units for bfloat16
+_TILE = 128  # most tokens whose rows one program reads side by side
+_OFFSETS = 1 << 31  # that a 32-bit integer holds
 _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,6 +39,23 @@ def kernels_serve(x: Tensor) -> bool:
         return False
     # Launches go to the current device, wherever their operands are.
     return not x.is_cuda or x.device.index == torch.cuda.current_device()
+
+
+def kernels_operand(x: Tensor) -> Tensor:
+    """x [..., tokens, heads, width] as kernels read it: copied where its strides are not for them.
+
+    The last dimension is dense. Offsets of heads and of the tokens of a tile have 32 bits, which
+    heads that lie a whole sequence apart can leave, as in a transposed [1, heads, tokens, width].
+    """
+    tokens, heads, _ = x.shape[-3:]
+    farthest = (heads - 1) * x.stride(-2) + (min(tokens, _TILE) - 1) * x.stride(-3)
+    return x if x.stride(-1) == 1 and farthest < _OFFSETS else x.contiguous()
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x contiguous, and copied where it does not begin at 16 bytes, as tensor descriptors must."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 @functools.lru_cache(maxsize=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal, overload
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from dynnsiha.uncompiled import uncompiled
 
 from .blockwise import blockwise
-from .checks import check_operands, check_summaries, checked_lists
+from .checks import check_operands, check_summaries, checked_lists, well_formed
 from .config import NSAConfig
 from .outputs import BlockIndices, NSAAux
-from .packed import bounds_of, joined, split
+from .packed import Part, bounds_of, joined, split
 from .per_head import query_heads_apart
 from .reference import reference
 from .served import refusal
@@ -96,6 +97,8 @@ def native_sparse_attention(
         backend: "reference", "blockwise", "flex" (torch's FlexAttention; no backward pass on a
             CPU), "triton" (NVIDIA GPUs, 16-bit dtypes) or "auto": Triton on a GPU, with a warning
             and "blockwise" where Triton's kernels don't serve the input; "blockwise" elsewhere.
+            "reference" alone has second-order gradients: "blockwise" and "triton" raise
+            RuntimeError where they are asked for.
         block_indices: lists to use instead of choosing them: int32 [B, T, K, n], -1 empty; for
             query_tile > 1 a pair of shared [B, ceil(T / query_tile), K, s] (forced blocks
             included) and private [B, T, K, m] lists; of packed sequences, the tiles of each one
@@ -122,19 +125,19 @@ def native_sparse_attention(
     if (k_cmp is None) != (v_cmp is None):
         raise ValueError("k_cmp and v_cmp: give both or neither")
     bounds = None if cu_seqlens is None else bounds_of(cu_seqlens, q.shape[0], q.shape[1])
+    block_indices = None if block_indices is None else well_formed(block_indices, config)
     operands, summaries = (q, k, v, gates), (k_cmp, v_cmp)
-    parts = [(list(operands), block_indices, list(summaries))]
-    if bounds is not None:
-        parts = list(split(bounds, operands, config, block_indices, summaries))
-    parts = [_checked(x, config, lists, cmp) for x, lists, cmp in parts]
+    call = bounds, operands, config, block_indices, summaries
+    with torch.no_grad():  # a backend that takes packed sequences as they are needs no views
+        checked = [_checked(*part, config) for part in _sequences(*call)]
     # A backend chooses the precision of each product itself: autocast would rank blocks in 16 bits.
     with torch.autocast(q.device.type, enabled=False):
-        if _chosen(backend, q, k, config, scale) == "triton":
+        if _chosen(backend, q, k, config, scale, block_indices) == "triton":
             out, aux = uncompiled(_on_triton, _DATA_DEPENDENT)(
                 *operands,
                 config,
                 bounds=bounds,
-                block_indices=block_indices if bounds is not None else parts[0][1],
+                block_indices=block_indices if bounds is not None else checked[0],
                 k_cmp=k_cmp,
                 v_cmp=v_cmp,
                 scale=scale,
@@ -145,7 +148,7 @@ def native_sparse_attention(
             if name == "blockwise":
                 run = uncompiled(run, _DATA_DEPENDENT)
             results = []
-            for x, lists, (keys, values) in parts:
+            for (x, _, (keys, values)), lists in zip(_sequences(*call), checked, strict=True):
                 result = run(
                     *(x[0], x[1], x[2], x[3], config),
                     block_indices=lists,
@@ -174,13 +177,20 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend={name!r}: must be 'auto' or one of {sorted(BACKENDS)}")
 
 
-def _chosen(backend: str, q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> str:
+def _chosen(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    config: NSAConfig,
+    scale: float | None,
+    block_indices: BlockIndices | None,
+) -> str:
     """The backend that runs: under "auto", Triton's kernels where they serve the call."""
     if backend not in ("auto", "triton"):
         return backend
     if backend == "auto" and q.device.type != "cuda":
         return "blockwise"
-    error = refusal(q, k, config, scale)
+    error = refusal(q, k, config, scale, block_indices)
     if error is None:
         return "triton"
     if backend == "triton":
@@ -189,14 +199,25 @@ def _chosen(backend: str, q: Tensor, k: Tensor, config: NSAConfig, scale: float 
     return "blockwise"
 
 
+def _sequences(
+    bounds: list[int] | None,
+    operands: tuple[Tensor, ...],
+    config: NSAConfig,
+    block_indices: BlockIndices | None,
+    summaries: tuple[Tensor | None, Tensor | None],
+) -> Iterable[Part]:
+    """The call as it is, or each of the sequences that are packed in it."""
+    if bounds is None:
+        return [(list(operands), block_indices, list(summaries))]
+    return split(bounds, operands, config, block_indices, summaries)
+
+
 def _checked(
     operands: list[Tensor],
-    config: NSAConfig,
     lists: BlockIndices | None,
     summaries: list[Tensor | None],
-) -> tuple[list[Tensor], BlockIndices | None, list[Tensor | None]]:
-    """Operands, lists and summaries of one sequence a batch row, after their checks."""
+    config: NSAConfig,
+) -> BlockIndices | None:
+    """The lists of one sequence a batch row, after the checks of lists and summaries."""
     check_summaries(summaries[0], summaries[1], operands[1], config)
-    if lists is not None:
-        lists = checked_lists(lists, operands[0], operands[1], config)
-    return operands, lists, summaries
+    return None if lists is None else checked_lists(lists, operands[0], operands[1], config)

@@ -69,7 +69,7 @@ class KVCache:
                 raise ValueError(f"{name}={size}: must be at least 1")
         if q_heads < 1 or q_heads % kv_heads:
             raise ValueError(f"kv_heads={kv_heads}: must divide q_heads={q_heads}")
-        self.max_len = max_len
+        self.max_len, self.q_heads = max_len, q_heads
         self.config = None if config is None else config.resolved(q_heads, kv_heads)
         self._lengths = [0] * batch
         capacity = max_len
@@ -153,7 +153,8 @@ class KVCache:
         ``summarise`` makes summaries of k and of v; the means if None.
 
         Raises:
-            ValueError: another shape, or more tokens than there is room for.
+            ValueError: another shape, or more tokens than there is room for. Whatever is raised,
+                the cache has no more tokens than before.
         """
         batch, kv_heads, _, head_dim = self.k.shape
         count = k.shape[1]
@@ -163,16 +164,35 @@ class KVCache:
                 f"[{batch}, n, {kv_heads}, {head_dim}]"
             )
         self.require_room(count)
-        before = list(self._lengths)
+        before = self.lengths
+        after = [length + count for length in before]
         for kept, new in ((self.k, k), (self.v, v)):
             if self.uniform:
                 kept[:, :, before[0] : before[0] + count] = new.detach().transpose(1, 2)
             else:
                 rows = torch.arange(batch, device=kept.device)[:, None]
                 kept[rows, :, self.positions(count)] = new.detach().to(kept.dtype)
-        self._lengths = [length + count for length in before]
         if self.config is not None:
-            self._summarise(before, summarise)
+            self._summarise(before, after, summarise)
+        self._lengths = after
+
+    def require_queries(self, q: Tensor) -> None:
+        """Refuse q unless it is [B, n, H, D] with the cache's batch, heads and width, and device.
+
+        Raises:
+            ValueError: another shape.
+            TypeError: another device.
+        """
+        batch, _, _, head_dim = self.k.shape
+        if q.dim() != 4 or (q.shape[0], *q.shape[2:]) != (batch, self.q_heads, head_dim):
+            raise ValueError(
+                f"q: has shape {list(q.shape)}; the cache takes [{batch}, n, {self.q_heads}, "
+                f"{head_dim}]"
+            )
+        if q.device != self.k.device:
+            raise TypeError(
+                f"q: is on {q.device}, the cache on {self.k.device}; move them to one device"
+            )
 
     def require_room(self, count: int) -> None:
         """Raise ValueError unless ``count`` more tokens fit."""
@@ -183,8 +203,13 @@ class KVCache:
             )
 
     @torch.no_grad()
-    def _summarise(self, before: list[int], summarise: tuple[Summarise, Summarise] | None) -> None:
-        """Fill in the windows that ended since the sequences were ``before`` long."""
+    def _summarise(
+        self,
+        before: Sequence[int],
+        after: Sequence[int],
+        summarise: tuple[Summarise, Summarise] | None,
+    ) -> None:
+        """Fill in the windows that end between the lengths ``before`` and ``after``."""
         c = self.config
         assert c is not None
         assert self.k_cmp is not None
@@ -194,7 +219,7 @@ class KVCache:
             means = partial(mean_summaries, compress_block=size, compress_stride=stride)
             summarise = means, means
         had = [window_count(length, size, stride) for length in before]
-        have = [window_count(length, size, stride) for length in self._lengths]
+        have = [window_count(length, size, stride) for length in after]
         kinds = (self.k, self.k_cmp, summarise[0]), (self.v, self.v_cmp, summarise[1])
         if had == have:
             return

@@ -63,25 +63,38 @@ def check_summaries(
             )
 
 
+def well_formed(block_indices: BlockIndices, config: NSAConfig) -> BlockIndices:
+    """The given lists, of as many tensors as the configuration has, each of 4 dimensions."""
+    tile, many = config.query_tile, isinstance(block_indices, (tuple, list))
+    lists = tuple(block_indices) if many else (block_indices,)
+    right = not many if tile == 1 else many and len(lists) == 2
+    if not (right and all(isinstance(index, Tensor) for index in lists)):
+        wanted = "one tensor" if tile == 1 else "a pair of shared and private lists"
+        raise ValueError(f"block_indices: must be {wanted} for query_tile={tile}")
+    for index in lists:
+        if index.dim() != 4:
+            raise ValueError(
+                f"block_indices: has shape {list(index.shape)}; must have 4 dimensions, "
+                "[batch, queries, heads, slots]"
+            )
+    if lists[0].shape[-1] == 0:
+        raise ValueError("block_indices: has no slots; give at least one, -1 where it is empty")
+    return lists[0] if tile == 1 else (lists[0], lists[1])
+
+
 def checked_lists(
     block_indices: BlockIndices, q: Tensor, k: Tensor, config: NSAConfig
 ) -> BlockIndices:
-    """The given lists as int32, after checks of shape, range and duplicates."""
+    """Lists that are ``well_formed`` as int32, after checks of shape, range and duplicates."""
     batch, seq_len = q.shape[:2]
     list_heads = config.list_heads(q.shape[2], k.shape[2])
     tile = config.query_tile
     assert isinstance(tile, int)
-    pair = isinstance(block_indices, (tuple, list)) and len(block_indices) == 2
-    if not (isinstance(block_indices, Tensor) if tile == 1 else pair):
-        wanted = "one tensor" if tile == 1 else "a pair of shared and private lists"
-        raise ValueError(f"block_indices: must be {wanted} for query_tile={tile}")
-    lists = (block_indices,) if isinstance(block_indices, Tensor) else tuple(block_indices)
-    if lists[0].shape[-1] == 0:
-        raise ValueError("block_indices: has no slots; give at least one, -1 where it is empty")
+    lists = (block_indices,) if isinstance(block_indices, Tensor) else block_indices
     per_query = []
     for index, step in zip(lists, (tile, 1), strict=False):
         expected = (batch, -(-seq_len // step), list_heads)
-        if index.dim() != 4 or index.shape[:3] != expected:
+        if index.shape[:3] != expected:
             raise ValueError(
                 f"block_indices: has shape {list(index.shape)}; must be {[*expected, 'n']}"
             )

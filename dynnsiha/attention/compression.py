@@ -66,8 +66,9 @@ class BlockCompression(nn.Module):
                 f"[batch, seq_len, {self.kv_heads}, {self.head_dim}]"
             )
         if cu_seqlens is not None:
-            bounds = pairwise(bounds_of(cu_seqlens, x.shape[0], x.shape[1]))
-            return torch.cat([self(x[:, begin:end]) for begin, end in bounds], 1)
+            bounds = bounds_of(cu_seqlens, x.shape[0], x.shape[1])
+            lengths = [end - begin for begin, end in pairwise(bounds)]
+            return torch.cat([self(part) for part in x.split(lengths, 1)], 1)
         if window_count(x.shape[1], self.compress_block, self.compress_stride) == 0:
             return x[:, :0]
         return self.compress(x).to(x.dtype)
@@ -136,8 +137,9 @@ class ConvLinearCompress(_Positioned):
 
     def compress(self, x: Tensor) -> Tensor:
         # Convolution is linear: positions convolve by themselves, once, to the same in each window.
-        tokens, positions = (y.flatten(-2).transpose(-1, -2) for y in (x, self.positions))
-        offset = F.conv1d(positions.to(x.dtype), self.convolution.weight, groups=self.kv_heads)
+        wide = torch.promote_types(x.dtype, self.positions.dtype)  # as their sum has
+        tokens, positions = (y.to(wide).flatten(-2).transpose(-1, -2) for y in (x, self.positions))
+        offset = F.conv1d(positions, self.convolution.weight, groups=self.kv_heads)
         hidden = F.silu(self.convolution(tokens) + offset)
         hidden = hidden.transpose(1, 2).unflatten(-1, (self.kv_heads, self.head_dim))
         return torch.einsum("bnki,kij->bnkj", hidden, self.weight) + self.bias

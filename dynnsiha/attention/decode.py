@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .api import native_sparse_attention
+from .api import check_backend, native_sparse_attention
 from .cache import KVCache, Summarise
+from .checks import check_operands
 from .config import NSAConfig
 from .importance import compressed_probabilities, importance
 from .lists import private_list, private_size, shared_list
@@ -51,16 +52,24 @@ def cached_attention(
         first.
 
     Raises:
-        ValueError: the shapes are not the cache's, or the tokens do not fit in it.
+        ValueError: the shapes are not the cache's, the tokens do not fit in it, or the backend does
+            not take them. The cache has no more tokens than before.
+        TypeError: dtypes or devices differ, or are not served; likewise.
     """
     config = cache.config
     if config is None:
         raise ValueError("cache: is one of dense attention; make it with a config")
-    cache.require_room(q.shape[1])
+    check_operands(q, k, v, gates)
+    cache.require_queries(q)
+    check_backend(backend)
     before = cache.lengths
     cache.append(k, v, summarise)
     if q.shape[1] > 1 and not any(before):
-        return _prefill(q, k, v, gates, cache, config, backend, summarise is not None)
+        try:
+            return _prefill(q, k, v, gates, cache, config, backend, summarise is not None)
+        except BaseException:  # what a backend does not take, and what it has no memory for
+            cache.reset()
+            raise
     lists = config.list_heads(q.shape[2], k.shape[2]) * config.top_n * config.block_size
     rows = max(1, _GATHERED_ELEMENTS // (q.shape[0] * lists * q.shape[3]))
     parts = []
@@ -77,8 +86,13 @@ def cached_attention(
 def cached_dense_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache) -> Tensor:
     """Dense causal attention of the next tokens, q [B, n, H, D], k, v [B, n, K, D] → o as q.
 
-    The cache takes over k and v. Raises ValueError as ``cached_attention``.
+    The cache takes over k and v.
+
+    Raises:
+        ValueError: the shapes are not the cache's, or the tokens do not fit in it.
+        TypeError: the cache is on another device.
     """
+    cache.require_queries(q)
     positions = cache.positions(q.shape[1])
     cache.append(k, v)
     longest = max(cache.lengths)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from .config import NSAConfig
 from .outputs import BlockIndices, NSAAux
 from .summaries import window_count
+
+Part = tuple[list[Tensor], BlockIndices | None, list[Tensor | None]]
+"""Operands, lists and summaries of one sequence a batch row."""
 
 
 def bounds_of(cu_seqlens: Tensor, batch: int, seq_len: int) -> list[int]:
@@ -36,7 +40,7 @@ def split(
     config: NSAConfig,
     block_indices: BlockIndices | None,
     summaries: tuple[Tensor | None, Tensor | None],
-) -> Iterator[tuple[list[Tensor], BlockIndices | None, list[Tensor | None]]]:
+) -> Iterator[Part]:
     """Operands, lists and summaries of each sequence that has tokens.
 
     Tiles and summaries lie one sequence after the other, each counted from its own start.
@@ -45,39 +49,45 @@ def split(
     lengths = [end - begin for begin, end in pairwise(bounds)]
     tiles_of = [-(-length // config.query_tile) for length in lengths]
     windows_of = [window_count(n, config.compress_block, config.compress_stride) for n in lengths]
-    for name, x in zip(("k_cmp", "v_cmp"), summaries, strict=True):
-        _check_length(name, x, sum(windows_of))
-    if isinstance(block_indices, Tensor):
-        _check_length("block_indices", block_indices, bounds[-1])
-    elif block_indices is not None:
-        _check_length("block_indices: shared lists", block_indices[0], sum(tiles_of))
-        _check_length("block_indices: private lists", block_indices[1], bounds[-1])
-    tile_start = window_start = 0
-    for (begin, end), tiles, windows in zip(pairwise(bounds), tiles_of, windows_of, strict=True):
-        if begin == end:
-            continue
-        lists: BlockIndices | None = None
-        if isinstance(block_indices, Tensor):
-            lists = block_indices[:, begin:end]
-        elif block_indices is not None:
-            shared, private = block_indices
-            lists = (shared[:, tile_start : tile_start + tiles], private[:, begin:end])
-        own = slice(window_start, window_start + windows)
-        yield (
-            [x[:, begin:end] for x in operands],
-            lists,
-            [x if x is None else x[:, own] for x in summaries],
-        )
-        tile_start += tiles
-        window_start += windows
+    # One split an operand, not a slice a sequence: the gradient of a slice is as long as all of it.
+    tokens = [x.split(lengths, 1) for x in operands]
+    means = [
+        _pieces(name, x, windows_of) for name, x in zip(("k_cmp", "v_cmp"), summaries, strict=True)
+    ]
+    lists: Sequence[BlockIndices | None]
+    if isinstance(block_indices, tuple):
+        shared = _pieces("block_indices: shared lists", block_indices[0], tiles_of)
+        private = _pieces("block_indices: private lists", block_indices[1], lengths)
+        lists = list(zip(shared, private, strict=True))
+    else:
+        lists = _pieces("block_indices", block_indices, lengths)
+    for i, length in enumerate(lengths):
+        if length:
+            yield [x[i] for x in tokens], lists[i], [x[i] for x in means]
 
 
-def _check_length(name: str, x: Tensor | None, length: int) -> None:
-    if x is not None and x.shape[1] != length:
+@overload
+def _pieces(name: str, x: Tensor, lengths: list[int]) -> Sequence[Tensor]: ...
+
+
+@overload
+def _pieces(name: str, x: Tensor | None, lengths: list[int]) -> Sequence[Tensor | None]: ...
+
+
+def _pieces(name: str, x: Tensor | None, lengths: list[int]) -> Sequence[Tensor | None]:
+    """x [1, sum of lengths, ...] cut along dimension 1."""
+    if x is None:
+        return [None] * len(lengths)
+    if x.dim() != 4:
         raise ValueError(
-            f"{name}: length {x.shape[1]} in dimension 1; these sequences need {length}, "
+            f"{name}: has shape {list(x.shape)}; must have 4 dimensions, [1, length, heads, n]"
+        )
+    if x.shape[1] != sum(lengths):
+        raise ValueError(
+            f"{name}: length {x.shape[1]} in dimension 1; these sequences need {sum(lengths)}, "
             "each counted from its own start"
         )
+    return x.split(lengths, 1)
 
 
 def joined(pieces: list[tuple[Tensor, NSAAux]]) -> tuple[Tensor, NSAAux]:

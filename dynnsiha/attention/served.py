@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..triton_device import device_problem
+from ..triton_device import device_problem, interpreted
 from .architecture import AMPERE, family_of
 from .config import NSAConfig
+from .outputs import BlockIndices
 
 HEAD_DIMS = (64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -20,7 +21,13 @@ _AMPERE_ELEMENTS, _AMPERE_HEADS = 1 << 13, 16  # beyond so many, so few heads a 
 _DTYPES = (torch.float16, torch.bfloat16)
 
 
-def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exception | None:
+def refusal(
+    q: Tensor,
+    k: Tensor,
+    config: NSAConfig,
+    scale: float | None,
+    block_indices: BlockIndices | None = None,
+) -> Exception | None:
     """Why the Triton backend does not take a call, as the error to raise; None if it does."""
     group = q.shape[2] // config.list_heads(q.shape[2], k.shape[2])
     device = device_problem(q.device)
@@ -28,6 +35,11 @@ def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exc
         return ValueError(f"q: is on {q.device}; {device}")
     if q.dtype not in _DTYPES:
         return TypeError(f"q: has dtype {q.dtype}; the Triton kernels take float16 and bfloat16")
+    if q.dtype == torch.bfloat16 and interpreted():
+        return TypeError(
+            "q: has dtype torch.bfloat16, which Triton's interpreter cannot multiply; cast to "
+            "float16, or unset TRITON_INTERPRET on a GPU"
+        )
     if q.shape[3] not in HEAD_DIMS:
         return ValueError(f"q: has head width {q.shape[3]}; the Triton kernels take {HEAD_DIMS}")
     if group > _MOST_HEADS:
@@ -46,12 +58,24 @@ def refusal(q: Tensor, k: Tensor, config: NSAConfig, scale: float | None) -> Exc
             f"block_size={config.block_size} the Triton kernels take {_AMPERE_HEADS} at most on "
             "GPUs with little shared memory (compute capability 8.x and 12.x)"
         )
-    pairs = q.shape[0] * q.shape[1] * k.shape[2] * config.top_n
+    slots = config.top_n if block_indices is None else _slots(block_indices)
+    if block_indices is not None and slots > _MOST_BLOCKS:
+        return ValueError(
+            f"block_indices: has {slots} slots a query; the Triton kernels take {_MOST_BLOCKS} at "
+            "most"
+        )
+    pairs = q.shape[0] * q.shape[1] * k.shape[2] * slots
     if pairs >= _MOST_PAIRS:
         return ValueError(
             f"q: {pairs} pairs of queries and blocks; the Triton kernels take fewer than 2^31"
         )
     return _setting_problem(config, scale)
+
+
+def _slots(block_indices: BlockIndices) -> int:
+    """Slots of a query's list, or of its two lists together."""
+    lists = (block_indices,) if isinstance(block_indices, Tensor) else block_indices
+    return sum(x.shape[-1] for x in lists)
 
 
 def _setting_problem(config: NSAConfig, scale: float | None) -> Exception | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynnsiha.triton_device import kernels_serve
+from dynnsiha.triton_device import kernels_operand, kernels_serve
 
 
 def rotary_tables(
@@ -40,9 +40,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     GPU a Triton kernel makes one pass of it where the tables are float32 and ask for no gradient.
 
     Raises:
-        ValueError: the tables are of another shape.
+        ValueError: D is odd, or the tables are of another shape.
     """
     batch, seq_len, _, width = x.shape
+    if width % 2:
+        raise ValueError(f"x: has heads of width {width}; rotary positions need an even width")
     shapes = [(*lead, seq_len, width // 2) for lead in ((), (1,), (batch,))]
     if cos.shape not in shapes or sin.shape != cos.shape:
         raise ValueError(
@@ -67,7 +69,7 @@ class _Turn(torch.autograd.Function):
 
         ctx.save_for_backward(cos, sin)
         ctx.back = back
-        return turned(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, back=back)
+        return turned(kernels_operand(x), cos, sin, back=back)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

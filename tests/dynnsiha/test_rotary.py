@@ -74,6 +74,18 @@ def test_the_kernel_turns_as_plain_torch_does(dtype, width, heads, interpreter, 
         torch.testing.assert_close(*results, **close)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+def test_heads_that_32_bits_do_not_reach_come_to_the_kernel_side_by_side(monkeypatch):
+    seen = []
+    monkeypatch.setattr("dynnsiha.synthesis.triton.turned", lambda x, *_, **__: seen.append(x) or x)
+    monkeypatch.setattr(rotary, "kernels_serve", lambda x: True)
+    x = torch.empty(1, 65, 1 << 18, 128, device="meta").transpose(1, 2)
+    tables = torch.empty(2, 1 << 18, 64, device="meta")
+    apply_rotary(x, *tables)
+    apply_rotary(x[:, :, :64], *tables)
+    assert [y.stride(2) for y in seen] == [128, 128 << 18]
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (5, 3), (3, 5, 4), (2, 4, 4), (2, 5, 1, 4)])
 def test_tables_of_another_shape_are_refused(shape):
     x = torch.zeros(2, 5, 1, 8)
@@ -81,6 +93,14 @@ def test_tables_of_another_shape_are_refused(shape):
     for tables in ((torch.zeros(shape), torch.zeros(shape)), (right, torch.zeros(shape))):
         with pytest.raises(ValueError, match=r"^cos, sin: are .* from rotary_tables$"):
             apply_rotary(x, *tables)
+
+
+def test_odd_widths_are_refused():
+    tables = rotary_tables(torch.arange(5), 2)
+    with pytest.raises(
+        ValueError, match=r"^x: has heads of width 3; rotary positions need an even"
+    ):
+        apply_rotary(torch.zeros(1, 5, 1, 3), *tables)
 
 
 def test_far_positions_are_turned_by_their_exact_angle():

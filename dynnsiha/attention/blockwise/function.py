@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import NSAConfig
+from ..first_order import first_order
 from ..lists import private_size, shared_size, tile_lists
 from ..outputs import BlockIndices, NSAAux
 from ..per_head import query_heads_apart
@@ -130,10 +131,10 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     @_own_precision
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    @first_order
+    def backward(ctx: Any, saved: Sequence[Any], grad: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem
-        q, k, v, k_cmp, v_cmp, gates, o_slc, lse, shared, private = ctx.saved_tensors
+        q, k, v, k_cmp, v_cmp, gates, o_slc, lse, shared, private = saved
         with stage("prepare"):
             operands = Operands.of_call(problem, q, k, v, k_cmp, v_cmp, gates)
             grad = heads_first(grad.to(q.dtype), k.shape[2], problem.padded_len)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ...triton_device import aligned, kernels_operand
 from ..config import NSAConfig
+from ..first_order import first_order
 from ..lists import private_size, shared_size
 from ..outputs import BlockIndices, NSAAux
 from ..stages import stage
@@ -46,8 +48,8 @@ def triton_kernels(
 
     ``bounds`` are those of packed sequences; without them each batch row is one sequence.
     """
-    rows = [_flat(x) for x in (q, k, v, gates)]
-    means = [None if x is None else _flat(x) for x in (k_cmp, v_cmp)]
+    rows = [*(_flat(x) for x in (q, k, v)), _flat(gates).contiguous()]
+    means = [None if x is None else aligned(_flat(x)) for x in (k_cmp, v_cmp)]
     given: list[Tensor | None] = [None, None]
     if isinstance(block_indices, Tensor):
         given[0] = _flat(block_indices).int()
@@ -101,9 +103,8 @@ def _problem(
 
 
 def _flat(x: Tensor) -> Tensor:
-    """[B, T, ...] as [B T, ...] with the last dimension dense."""
-    x = x.flatten(0, 1)
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """[B, T, ...] as [B T, ...] with strides that kernels take."""
+    return kernels_operand(x.flatten(0, 1))
 
 
 class _Core(torch.autograd.Function):
@@ -123,11 +124,9 @@ class _Core(torch.autograd.Function):
         training = problem.differentiate and any(ctx.needs_input_grad)
         branches = problem.config.branches
         ctx.problem, ctx.pooled = problem, k_cmp is None
-        gates = gates.contiguous()
         if k_cmp is None or v_cmp is None:
             with stage("summaries"):
                 k_cmp, v_cmp = summaries.mean_summaries(k, v, problem.geometry)
-        k_cmp, v_cmp = k_cmp.contiguous(), v_cmp.contiguous()
         operands = Operands(q, k, v, k_cmp, v_cmp, gates)
         choose = shared is None and "selected" in branches
         o_cmp = lse_cmp = None
@@ -166,15 +165,15 @@ class _Core(torch.autograd.Function):
         return outputs.out, lse, shared, private
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    @first_order
+    def backward(ctx: Any, saved: Sequence[Any], grad: Tensor) -> tuple[Tensor | None, ...]:
         problem: Problem = ctx.problem
-        q, k, v, k_cmp, v_cmp, gates, shared, private, *saved = ctx.saved_tensors
+        q, k, v, k_cmp, v_cmp, gates, shared, private, *kept = saved
         operands = Operands(q, k, v, k_cmp, v_cmp, gates)
-        outputs = Outputs(grad, *saved)
+        outputs = Outputs(grad, *kept)
         branches = problem.config.branches
         with stage("prepare"):
-            grads, dgates = prepare(problem, operands, outputs, grad.to(q.dtype).contiguous())
+            grads, dgates = prepare(problem, operands, outputs, aligned(grad.to(q.dtype)))
         of_means = None
         if "compressed" in branches:
             with stage("dkdv compressed"):

@@ -19,6 +19,7 @@ from .tuning import Tuned, tuned
 _ROW_BYTES = 1 << 30  # for partial results of queries
 _KEY_BYTES = 1 << 30  # for partial dk and dv
 _PARTIAL_SETS = 3  # of dk and dv: pairs, shared lists, window
+_WHOLE_WINDOW = 1 << 30  # keys: more than any sequence has, and added to a token still 32 bits
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,13 @@ class Problem:
 
     @property
     def window(self) -> int:
-        """Keys of the sliding branch; more than there are where it is off, so that none is cut."""
-        return self.config.window if "sliding" in self.config.branches else 1 << 30
+        """Keys of the sliding branch; more than there are where it is off, so that none is cut.
+
+        Not the length of a sequence: kernels would be compiled anew for some lengths.
+        """
+        if "sliding" not in self.config.branches:
+            return _WHOLE_WINDOW
+        return min(self.config.window, _WHOLE_WINDOW)
 
     @cached_property
     def padded_group(self) -> int:

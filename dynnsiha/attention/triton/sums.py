@@ -70,7 +70,7 @@ def finish(
         part = parts[i] if i < len(parts) else None
         tables += [problem.block_table] * 3 if part is None else [part.dk, part.dv, part.bounds]
     rows = min(_ROWS, config.block_size)
-    finish_keys[(config.block_size // rows, geometry.blocks, piece.heads)](
+    finish_keys[(geometry.blocks, config.block_size // rows, piece.heads)](
         *tables,
         *((dk, dv) if summaries is None else summaries),
         dk,
@@ -128,10 +128,10 @@ def finish_keys(
     POOLED: tl.constexpr,
 ):
     """dk and dv of N keys: all segments, and the share of their windows' gradient."""
-    block = tl.program_id(1)
+    block = tl.program_id(0)
     kv = first_head + tl.program_id(2)
     row, start, end, _b, window0, _t, _s = line_of(table, block)
-    n, d = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, D)
+    n, d = tl.program_id(1) * N + tl.arange(0, N), tl.arange(0, D)
     inside = row + n < end
     dk_sum, dv_sum = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
     at = n[:, None] * D + d[None, :]

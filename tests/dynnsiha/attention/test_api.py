@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from dynnsiha import NSAConfig
-from dynnsiha.attention import native_sparse_attention
+from dynnsiha.attention import api, native_sparse_attention
+
+from .graphs import edges_into
 
 Q = torch.randn(1, 130, 4, 8)
 K = torch.randn(1, 130, 2, 8)
@@ -86,6 +88,36 @@ def lists(value):
             "k_cmp: length 3 in dimension 1; these sequences need 2",
         ),
         (
+            {"cu_seqlens": torch.tensor([0, 130]), "k_cmp": K[0, 0, 0], "v_cmp": K[:, :2]},
+            ValueError,
+            "k_cmp: has shape [8]; must have 4 dimensions",
+        ),
+        (
+            {"cu_seqlens": torch.tensor([0, 130]), "block_indices": (lists(0),)},
+            ValueError,
+            "block_indices: must be one tensor for query_tile=1",
+        ),
+        (
+            {
+                "cu_seqlens": torch.tensor([0, 130]),
+                "block_indices": [lists(0), [0]],
+                "config": NSAConfig(query_tile=2),
+            },
+            ValueError,
+            "block_indices: must be a pair of shared and private lists for query_tile=2",
+        ),
+        (
+            {"block_indices": torch.tensor(0)},
+            ValueError,
+            "block_indices: has shape []; must have 4 dimensions, [batch, queries, heads, slots]",
+        ),
+        (
+            {"cu_seqlens": torch.tensor([0, 130]), "block_indices": torch.tensor([0])},
+            ValueError,
+            "block_indices: has shape [1]; must have 4 dimensions, [batch, queries, heads, slots]",
+        ),
+        ({"block_indices": 0}, ValueError, "block_indices: must be one tensor for query_tile=1"),
+        (
             {"cu_seqlens": torch.tensor([0, 65, 130]), "block_indices": lists(0)[:, :99]},
             ValueError,
             "block_indices: length 99 in dimension 1; these sequences need 130",
@@ -112,3 +144,25 @@ def test_an_automatic_tile_is_resolved_from_the_heads():
     shared, private = guided.block_indices
     assert shared.shape == (1, -(-130 // 32), 2, 14)
     assert private.shape == (1, 130, 2, 2)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blockwise"])
+def test_packed_sequences_are_cut_from_each_operand_once(backend):
+    """Each slice would have a gradient as long as all sequences together, most of it zeros."""
+    ends = torch.tensor([0, 5, 5, 75, 76, 130])
+    leaves = [x.clone().requires_grad_() for x in (Q, K, K, GATES, K[:, :1], K[:, 1:2])]
+    q, k, v, gates, k_cmp, v_cmp = leaves
+    out = call(q, k, v, gates, backend=backend, cu_seqlens=ends, k_cmp=k_cmp, v_cmp=v_cmp)
+    assert [edges_into(leaf, out) for leaf in leaves] == [1] * 6
+
+
+def test_checks_leave_nothing_to_autograd(monkeypatch):
+    seen = []
+
+    def recorded(k_cmp, v_cmp, k, config):
+        seen.append((k.shape[1], k.grad_fn))
+
+    monkeypatch.setattr(api, "check_summaries", recorded)
+    k = K.clone().requires_grad_()
+    call(k=k, cu_seqlens=torch.tensor([0, 60, 130]))
+    assert seen == [(60, None), (70, None)]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from dynnsiha import NSAConfig
 from dynnsiha.attention import native_sparse_attention
@@ -298,3 +299,49 @@ def test_large_logits_stay_finite():
     for backend in ("reference", "blockwise"):
         out, _, grads = run(hot, grad, CONFIGS["hybrid"], backend)
         assert all(torch.isfinite(x).all() for x in (out, *grads))
+
+
+def penalty_of(name, operand, inputs, config=CONFIGS["hybrid"]):
+    """Of the gradient of a loss that is linear in the output, so that its own gradient is fixed."""
+    out = native_sparse_attention(*inputs, config, backend=name)
+    weight = torch.linspace(-1.0, 1.0, out.numel(), dtype=out.dtype, device=DEVICE).view_as(out)
+    return torch.autograd.grad((out * weight).sum(), inputs[operand], create_graph=True)[0]
+
+
+@pytest.mark.parametrize("operand", range(4))
+def test_derivatives_of_gradients_are_refused(operand):
+    inputs, _ = operands(130, 2, 1, 8)
+    once = penalty_of("blockwise", operand, inputs)
+    expected = penalty_of("reference", operand, inputs)
+    torch.testing.assert_close(once, expected)
+    with pytest.raises(RuntimeError, match=r'call it with backend="reference"$'):
+        (once.square().sum() + inputs[1].square().sum()).backward()
+    for x in inputs:
+        once = penalty_of("blockwise", operand, inputs)
+        with pytest.raises(RuntimeError, match=r'call it with backend="reference"$'):
+            torch.autograd.grad(once.square().sum() + x.square().sum(), x)
+
+
+def test_a_gradient_that_nobody_differentiates_again_may_keep_its_graph():
+    inputs, grad = operands(130, 2, 1, 8)
+    out = native_sparse_attention(*inputs, CONFIGS["hybrid"], backend="blockwise")
+    once = torch.autograd.grad(out, inputs, grad, retain_graph=True)
+    recorded = torch.autograd.grad(out, inputs, grad, create_graph=True)
+    assert all(map(torch.equal, once, recorded))
+    assert not any(x.requires_grad for x in once)
+    (recorded[0].detach().square().sum() * inputs[1].sum()).backward()
+    assert inputs[1].grad is not None
+
+
+def test_activations_may_be_checkpointed():
+    inputs, grad = operands(130, 2, 1, 8)
+    expected = run(inputs, grad, CONFIGS["hybrid"], "blockwise")[2]
+
+    def attend(*x):
+        return native_sparse_attention(*x, CONFIGS["hybrid"], backend="blockwise")
+
+    out = torch.utils.checkpoint.checkpoint(attend, *inputs, use_reentrant=False)
+    (dq,) = torch.autograd.grad(out, inputs[:1], grad, create_graph=True)
+    assert torch.equal(dq, expected[0])
+    with pytest.raises(RuntimeError, match=r'call it with backend="reference"$'):
+        torch.autograd.grad(dq.square().sum(), inputs[1])

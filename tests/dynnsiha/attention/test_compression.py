@@ -18,6 +18,8 @@ from dynnsiha import (
 from dynnsiha.attention import native_sparse_attention
 from dynnsiha.attention.summaries import mean_summaries, window_count
 
+from .graphs import edges_into
+
 NETWORKS = {
     "mean": MeanPoolCompress,
     "convolution": ConvLinearCompress,
@@ -164,6 +166,13 @@ def test_packed_sequences_equal_each_alone(name):
         made(x, torch.tensor([0, 20]))
 
 
+def test_packed_sequences_are_cut_once():
+    """Each slice would have a gradient as long as all sequences together, most of it zeros."""
+    x = tokens(45, batch=1).requires_grad_()
+    packed = network("projection")(x, torch.tensor([0, 20, 20, 23, 45]))
+    assert edges_into(x, packed) == 1
+
+
 @pytest.mark.parametrize("backend", ["reference", "blockwise", "flex"])
 def test_packed_summaries_fit_the_core(backend):
     config = NSAConfig(block_size=8, compress_block=8, compress_stride=4, window=9, top_n=4)
@@ -201,6 +210,20 @@ def test_summaries_keep_the_dtype(name, dtype):
     torch.testing.assert_close(out.double(), exact, rtol=0.1, atol=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         assert made.float()(tokens().to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@every_network
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)],
+    ids=["bf16", "fp32"],
+)
+def test_tokens_of_a_narrower_dtype_are_summarised_in_that_of_the_network(name, narrow, wide):
+    """As a cache of less precision than the layer has; the summaries are rounded once."""
+    made, x = network(name).to(wide), tokens().to(narrow)
+    out = made(x)
+    assert out.dtype == narrow
+    torch.testing.assert_close(out, made(x.to(wide)).to(narrow))
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,81 @@ def test_low_precision_is_as_good_as_one_forward():
 def test_a_dense_cache_is_refused():
     with pytest.raises(ValueError, match="cache: is one of dense attention; make it with a config"):
         cached_attention(*operands(), new_cache(None))
+
+
+HYBRID = NSAConfig(
+    block_size=8, compress_block=4, compress_stride=2, top_n=5, query_tile=4, private_blocks=1
+)
+WRONG = {
+    "q heads": ({"q": lambda q: q[:, :, :2]}, "gates: has shape"),
+    "batch": ({"q": lambda q: q[:1]}, "k: has shape"),
+    "gates broadcast": ({"gates": lambda g: g[:1, :, :1]}, r"gates: has shape \[1, "),
+    "two gates": ({"gates": lambda g: g[..., :2]}, r"gates: has shape .* must be \[2, "),
+    "no tokens": (dict.fromkeys("qkv", lambda x: x[:, :0]), r"q: has shape \[2, 0, 4, 6\]; every"),
+    "backend": ({"backend": "cuda"}, "backend='cuda': must be 'auto' or one of"),
+    "dtype": ({"v": lambda v: v.float()}, "v: has dtype torch.float32, q has torch.float64"),
+    "device": (
+        dict.fromkeys(("q", "k", "v", "gates"), lambda x: x.to("meta")),
+        "q: is on meta, the cache on cpu; move them to one device",
+    ),
+    "more heads": (
+        {"q": lambda q: q.repeat(1, 1, 2, 1), "gates": lambda g: g.repeat(1, 1, 2, 1)},
+        r"q: has shape \[2, \d+, 8, 6\]; the cache takes \[2, n, 4, 6\]$",
+    ),
+    "a sequence more": (
+        dict.fromkeys(("q", "k", "v", "gates"), lambda x: x.repeat(2, 1, 1, 1)),
+        r"q: has shape \[4, \d+, 4, 6\]; the cache takes \[2, n, 4, 6\]$",
+    ),
+}
+
+
+@pytest.mark.parametrize("before", [0, 21])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_refused_leaves_no_tokens_behind(name, before):
+    inputs = operands()
+    expected = native_sparse_attention(*inputs, HYBRID, backend="reference")
+    cache = new_cache(HYBRID)
+    if before:
+        cached_attention(*(x[:, :before] for x in inputs), cache)
+    changes, message = WRONG[name]
+    wrong = dict(zip(("q", "k", "v", "gates"), (x[:, before:] for x in inputs), strict=True))
+    for argument, change in changes.items():
+        wrong[argument] = change(wrong[argument]) if callable(change) else change
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        cached_attention(**wrong, cache=cache)
+    assert "\n" not in str(error.value)
+    assert cache.lengths == (before, before)
+    out, _ = cached_attention(*(x[:, before:] for x in inputs), cache)
+    torch.testing.assert_close(out, expected[:, before:])
+
+
+def test_a_backend_that_does_not_take_the_prompt_leaves_no_tokens_behind(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    inputs = operands()
+    expected = native_sparse_attention(*inputs, HYBRID, backend="reference")
+    cache = new_cache(HYBRID)
+    with pytest.raises((ValueError, TypeError), match="the Triton kernels"):
+        cached_attention(*inputs, cache, backend="triton")
+    assert cache.lengths == (0, 0)
+    out, _ = cached_attention(*inputs, cache)
+    torch.testing.assert_close(out, expected)
+
+
+def test_a_network_that_fails_leaves_no_tokens_behind():
+    inputs = operands()
+    cache = new_cache(HYBRID)
+
+    def broken(x):
+        raise ArithmeticError(x.shape)
+
+    with pytest.raises(ArithmeticError):
+        cached_attention(*inputs, cache, summarise=(broken, broken))
+    assert cache.lengths == (0, 0)
+
+
+def test_dense_queries_of_another_layer_leave_no_tokens_behind():
+    q, k, v, _ = operands()
+    cache = new_cache(None)
+    with pytest.raises(ValueError, match=r"q: has shape \[2, 60, 3, 6\]; the cache takes \[2, n"):
+        decode.cached_dense_attention(q[:, :, :3], k, v, cache)
+    assert cache.lengths == (0, 0)

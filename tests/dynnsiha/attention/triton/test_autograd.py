@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dynnsiha.attention import native_sparse_attention
+from dynnsiha.attention.triton import function
 
 from .cases import DEVICE, EXACT, HYBRID, ON_GPU, PAPER
 from .oracle import BACKEND, assert_close, call, leaves_of, run, same_lists
@@ -62,6 +63,13 @@ def test_any_strides(kind, order):
         assert_close(mine, theirs, name)
 
 
+def test_heads_that_32_bits_do_not_reach_come_to_the_kernels_side_by_side():
+    """As in x.transpose(1, 2) of [1, heads, tokens, width]; of shapes without memory."""
+    x = torch.empty(1, 65, 1 << 18, 128, device="meta").transpose(1, 2)
+    assert function._flat(x).stride() == (65 * 128, 128, 1)
+    assert function._flat(x[:, :, :64]).stride() == (128, 128 << 18, 1)
+
+
 @KINDS
 def test_rows_that_are_not_aligned(kind):
     """Each row begins one element behind a multiple of 16 bytes, and another one further on."""
@@ -81,6 +89,38 @@ def test_rows_that_are_not_aligned(kind):
     assert_close(out, wanted.out, "out")
     for name, mine, theirs in zip(NAMES, grads, wanted.grads, strict=True):
         assert_close(mine, theirs, name)
+
+
+def behind(x):
+    """x as a dense slice that begins one element behind 16 bytes."""
+    beside = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    assert beside.is_contiguous()
+    assert beside.data_ptr() % 16
+    return beside
+
+
+@KINDS
+def test_a_dense_gradient_that_is_not_aligned(kind):
+    """As that of an output which another tensor is put before, by torch.cat."""
+    case = kind.at(LENGTH, ROWS)
+    inputs = case.inputs()
+    leaves = leaves_of(inputs)
+    out, _ = call(inputs, leaves, case.config, BACKEND)
+    grads = torch.autograd.grad(out, leaves, behind(inputs.grad))
+    assert all(map(torch.equal, grads, run(inputs, case.config).grads))
+
+
+def test_dense_summaries_that_are_not_aligned():
+    case = PAPER.at(LENGTH)
+    windows = (LENGTH - 32) // 16 + 1
+    gen = torch.Generator().manual_seed(4)
+    shape = (2, 1, windows, case.kv_heads, case.head_dim)
+    made = torch.randn(shape, generator=gen).to(DEVICE, case.dtype)
+    inputs = case.inputs()
+    wanted = run(inputs.given(k_cmp=made[0], v_cmp=made[1]), case.config)
+    mine = run(inputs.given(k_cmp=behind(made[0]), v_cmp=behind(made[1])), case.config)
+    assert torch.equal(mine.out, wanted.out)
+    assert all(map(torch.equal, mine.grads, wanted.grads))
 
 
 @KINDS
@@ -178,6 +218,23 @@ def test_second_order_gradients_are_refused_rather_than_wrong():
     (dq,) = torch.autograd.grad(out.float().square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(dq.float().square().sum(), k)
+
+
+@pytest.mark.parametrize("wanted", range(4), ids=NAMES)
+def test_derivatives_of_gradients_of_a_linear_loss_are_refused(wanted):
+    """The loss's own gradient is fixed; that of q still depends on k. The gates are not dense."""
+    case = HYBRID.at(LENGTH)
+    inputs = case.inputs()
+    q, k, v, gates = (x.requires_grad_() for x in inputs.operands)
+    turned = gates.transpose(1, 2).contiguous().transpose(1, 2)
+    out = attend((q, k, v, turned), case.config)
+    leaves = (q, k, v, gates)
+    (once,) = torch.autograd.grad(out, leaves[wanted], inputs.grad, create_graph=True)
+    assert torch.equal(once, run(inputs, case.config).grads[wanted])
+    for x in leaves:
+        total = once.float().sum() + x.float().sum()
+        with pytest.raises(RuntimeError, match=r'call it with backend="reference"$'):
+            torch.autograd.grad(total, x, retain_graph=True)
 
 
 def test_autocast_changes_nothing():

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from dynnsiha.attention.triton import sums
+
 from .cases import HYBRID, ON_GPU, PAPER
-from .oracle import BACKEND, assert_accurate
+from .oracle import BACKEND, assert_accurate, run
 
 pytestmark = pytest.mark.skipif(BACKEND != "triton", reason="budgets of the Triton backend")
 
@@ -37,3 +39,23 @@ def test_many_pieces_give_the_same_results(name, kind, batching, monkeypatch):
         monkeypatch.setattr(module, constant, value)
     case = replace(kind, kv_heads=2).at(LENGTH, batching)
     assert_accurate(case.inputs(), case.config, per_branch=False)
+
+
+def test_only_the_first_axis_of_a_grid_grows_with_the_length(monkeypatch):
+    """CUDA's other two hold 65535 programs, and there are more blocks in four million tokens."""
+    launch = type(sums.finish_keys).__getitem__
+    grids = []
+
+    def recorded(kernel, grid):
+        grids.append((kernel.fn.__name__, grid))
+        return launch(kernel, grid)
+
+    monkeypatch.setattr(type(sums.finish_keys), "__getitem__", recorded)
+    both = []
+    for length in (64, LENGTH):
+        inputs = PAPER.at(length).inputs()
+        grids.clear()
+        run(inputs, PAPER.config)
+        both.append({(name, tuple(grid)[1:]) for name, grid in grids})
+    assert "finish_keys" in {name for name, _ in both[0]}
+    assert both[0] == both[1]

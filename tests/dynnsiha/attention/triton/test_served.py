@@ -32,6 +32,7 @@ ONE_OF = {
     "top_n": NSAConfig(top_n=200 if ON_GPU else 40),
     "window": NSAConfig(window=1, top_n=4),
     "window=10**9": NSAConfig(window=10**9, top_n=4),
+    "window=2**31 - 30": NSAConfig(window=2**31 - 30, top_n=4),
     "init_blocks": NSAConfig(init_blocks=5, top_n=8),
     "local_blocks": NSAConfig(init_blocks=0, local_blocks=6, top_n=8),
     "query_tile": NSAConfig(query_tile=2, private_blocks=1, top_n=6),
