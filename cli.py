@@ -23,6 +23,7 @@ from typer.core import TyperCommand
 
 from dynbench.dashboards import command, terminal
 from dynbench.dashboards.errors import ReportError
+from dynbench.dashboards.text import count_text
 from dynbench.harness import run as runner
 from dynbench.harness import store, sweep
 from dynbench.harness.case import Case
@@ -379,7 +380,7 @@ def _print_plan(cases: Sequence[Case], options: runner.RunOptions, lanes: int) -
     predicted_s = predicted_duration_s(
         cases, predictor.case_seconds, lanes, together=options.together
     )
-    print(f"{len(cases)} cases, predicted: {terminal.duration_text(predicted_s)}")
+    print(f"{count_text(len(cases), 'case')}, predicted: {terminal.duration_text(predicted_s)}")
 
 
 def _writer(root: Path, resume: bool, quick: bool) -> store.RunWriter:
@@ -551,12 +552,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     baseline: Annotated[Text, typer.Option(help=_PAGE_BASELINE)] = None,
 ) -> None:
-    from dynbench.dashboards.live import live_app
+    from dynbench.dashboards.live import check_address, live_app, serve_forever
 
+    check_address(host, port)
     (path,) = _run_paths([run_name]) if run_name else [store.default_root()]
     view = live_app(lambda: command.live_rows(path), baseline)
     print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    view.run(host=host, port=port, debug=False)
+    serve_forever(view, host, port)
 
 
 def _taking_work(command: Callable[..., None]) -> Callable[..., None]:

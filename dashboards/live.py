@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +158,29 @@ def live_app(read: Callable[[], LiveRows], baseline: str | None = None) -> Any:
         return state.progress, state.headline, options, graphs, table, now
 
     return app
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ReportError where nothing can listen there: before the page is named."""
+    if not 1 <= port <= 65535:
+        raise ReportError(f"--port {port}: must be from 1 to 65535")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind(address)
+    except OSError as error:
+        raise ReportError(
+            f"--host {host} --port {port}: {error.strerror}; name another --port or --host"
+        ) from None
+
+
+def serve_forever(app: Any, host: str, port: int) -> None:
+    """Serve the Dash app until Ctrl-C, without a line for every poll of every page."""
+    from werkzeug.serving import run_simple
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    run_simple(host, port, app.server, threaded=True)
 
 
 def _progress(rows: LiveRows, counts: dict[str, int]) -> str:

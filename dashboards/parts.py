@@ -16,7 +16,7 @@ from dynbench.dashboards.bundle import environment, packed, packed_json
 from dynbench.dashboards.cases import cases_json, lines_json, samples_json
 from dynbench.dashboards.change import Changes, change_table
 from dynbench.dashboards.figures.answer import answer_figure
-from dynbench.dashboards.figures.change import change_figure
+from dynbench.dashboards.figures.change import MAX_CASES, change_figure
 from dynbench.dashboards.figures.common import Figure
 from dynbench.dashboards.figures.history import history_figure, history_table
 from dynbench.dashboards.history import HistoryGroup, homes_of
@@ -305,15 +305,33 @@ def change_part(changes: Changes) -> Part:
         "cases",
         0,
         "All passes",
-        f"Chart: change of each case. {changes.headline}. Its numbers stand in the table below.",
+        f"Chart: change of each case. {changes.headline}. {_drawn(changes)}"
+        "Its numbers stand in the table below.",
         change_figure(changes),
         change_table(changes),
     )
-    section = Section("cases", "Change of the median latency", "Left is faster.", _BETWEEN, (slot,))
+    section = Section(
+        "cases",
+        "Change of the median latency",
+        "Left is faster.",
+        f"{_drawn(changes)}{_BETWEEN}",
+        (slot,),
+    )
     title = f"Two runs: {label_text(changes.first)} and {label_text(changes.second)}"
     homes = dict(changes.places.values())
     return _plain_part(
         "change", title, changes.headline, made, [section], homes, notes=changes.notes
+    )
+
+
+def _drawn(changes: Changes) -> str:
+    """How many of the cases the figure has, where it has not all of them."""
+    count = sum(record["change"] is not None for record in changes.ordered)
+    if count <= MAX_CASES:
+        return ""
+    return (
+        f"Drawn are {MAX_CASES} of {count} cases: those with a verdict to act on, then the largest "
+        "changes. "
     )
 
 

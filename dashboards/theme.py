@@ -54,7 +54,7 @@ SWAPS = {
     "dark": {
         OKABE_ITO["black"]: "#F4F6F8",
         TOL["indigo"]: "#8F84E0",
-        TOL["wine"]: "#D4689C",
+        TOL["wine"]: "#E5325F",
     },
 }
 """Palette colours that the page replaces in one theme, where they could not be seen."""

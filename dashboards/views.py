@@ -90,9 +90,9 @@ def _speed_views(name: str) -> tuple[View, ...]:
             "speedup",
             f"Speed-up over {name}",
             "Higher is better.",
-            f"Latency of {name} in the same run over that of the line: above 1 it pays, but faster "
-            "or slower only where the quartile ranges do not overlap. A ring marks where a line "
-            "crosses 1.",
+            f"Latency of {name} in the same run (of all runs, where that one has none) over that "
+            "of the line: above 1 it pays, but faster or slower only where the quartile ranges do "
+            "not overlap. A ring marks where a line crosses 1.",
             "times as fast",
             lambda facet, panel: speedup.speedup_figure(panel),
             speedup.speedup_cell,

@@ -91,7 +91,13 @@ class PlanOptions:
     provider_files: tuple[Path, ...] = ()
 
 
-_OF_QUALITY = ("tasks", "train_steps", "block_size", "variants", "seeds")
+_OF_QUALITY = {
+    "tasks": "--task",
+    "train_steps": "--train-steps",
+    "block_size": "--block-size",
+    "variants": "--variant",
+    "seeds": "--seeds",
+}
 
 
 def plan(options: PlanOptions) -> list[Case]:
@@ -165,9 +171,9 @@ def _check(options: PlanOptions) -> None:
     if abs(options.seed) > MAX_VALUE:
         raise UsageError(f"seed={options.seed}: must be at most {MAX_VALUE} in size")
     if suite.name != "quality":
-        for name in _OF_QUALITY:
+        for name, option in _OF_QUALITY.items():
             if getattr(options, name):
-                raise UsageError(f"{name}={getattr(options, name)}: only suite quality takes it")
+                raise UsageError(f"{option}: only suite quality takes it")
     with_model = (*MODEL_SUITES, "quality")
     if options.layers is not None and suite.name not in with_model:
         takers = ", ".join(with_model)

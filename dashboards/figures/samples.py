@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from dynbench.dashboards.figures.common import (
@@ -29,11 +30,9 @@ from dynbench.dashboards.theme import MUTED, Style
 MAX_LINES = 10
 """Lines drawn: more would hide one another."""
 
-_TRACKS = (  # title of the axis, domain, format of hover
-    ("latency over its median", (0.52, 1.0)),
-    ("clock (MHz)", (0.27, 0.45)),
-    ("power (W)", (0.0, 0.18)),
-)
+_TRACKS = ("latency over its median", "clock (MHz)", "power (W)")  # titles of the axes
+_DOMAINS = {1: ((0.0, 1.0),), 2: ((0.36, 1.0), (0.0, 0.26))}
+_ALL_DOMAINS = ((0.52, 1.0), (0.27, 0.45), (0.0, 0.18))
 
 
 def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
@@ -43,6 +42,7 @@ def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
     if not lines:
         return None
     traces: list[Trace] = []
+    known = {0}  # tracks with values: a CPU's power is not known
     for series in series_of(lines):
         line = series.lines[0]
         point, lists = found[line.number]
@@ -53,6 +53,7 @@ def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
         for track, values in enumerate(tracks):
             if values is None or len(values) != len(at_s):
                 continue
+            known.add(track)
             texts = [
                 hover_text(line.label, point.seq_len, _text(track, value, samples_ms[place], place))
                 for place, value in enumerate(values)
@@ -62,7 +63,8 @@ def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
             trace |= {**more, "legendgroup": series_key(series), "showlegend": track == 0}
             trace["name"] = plot_text(f"{series.label}, {length_text(point.seq_len)}")
             traces.append(trace)
-    return figure_of(traces, **_layout([len(t["name"]) for t in traces if t["showlegend"]]))
+    entries = [len(t["name"]) for t in traces if t["showlegend"]]
+    return figure_of(traces, **_layout(entries, sorted(known)))
 
 
 def case_figure() -> Figure:
@@ -71,7 +73,7 @@ def case_figure() -> Figure:
     traces = [_track_trace(track, [], [], [], style) for track in range(len(_TRACKS))]
     for trace in traces:
         trace |= {"showlegend": False, "hoverinfo": "x+y"}
-    layout = _layout([])
+    layout = _layout([], range(len(_TRACKS)))
     layout["yaxis"]["title"]["text"] = "latency (ms)"
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "line": {"width": 0}}
     middle = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y"}
@@ -94,7 +96,6 @@ def _text(track: int, value: float, sample_ms: float, place: int) -> str:
 def _track_trace(
     track: int, x: list[float], y: list[float], hover: list[str], style: Style
 ) -> Trace:
-    axis = "" if track == 0 else str(track + 1)
     mode = {"mode": "lines+markers"} if track == 0 else {"mode": "lines"}
     return {
         "type": "scatter",
@@ -103,22 +104,23 @@ def _track_trace(
         "hovertext": hover,
         "hoverinfo": "text",
         "xaxis": "x",
-        "yaxis": f"y{axis}",
+        "yaxis": f"y{_number(track)}",
         **mode,
         "line": {"color": style.colour, "dash": style.dash, "width": 1.5},
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 5},
     }
 
 
-def _layout(entries: list[int]) -> dict[str, Any]:
+def _layout(entries: list[int], tracks: Sequence[int]) -> dict[str, Any]:
+    domains = _DOMAINS.get(len(tracks), _ALL_DOMAINS)
     axes = {
-        f"yaxis{'' if track == 0 else track + 1}": {
-            "title": {"text": title},
+        f"yaxis{_number(track)}": {
+            "title": {"text": _TRACKS[track]},
             "domain": list(domain),
             "nticks": 5 if track == 0 else 3,
             "anchor": "x",
         }
-        for track, (title, domain) in enumerate(_TRACKS)
+        for track, domain in zip(tracks, domains, strict=True)
     }
     return {
         "height": 460,
@@ -127,6 +129,14 @@ def _layout(entries: list[int]) -> dict[str, Any]:
         "showlegend": bool(entries),
         "legend": LEGEND_OF_LINES,
         "meta": {"entries": entries},
-        "xaxis": {"title": {"text": "seconds since the first sample"}, "anchor": "y3"},
+        "xaxis": {
+            "title": {"text": "seconds since the first sample"},
+            "anchor": f"y{_number(tracks[-1])}",
+        },
         **axes,
     }
+
+
+def _number(track: int) -> str:
+    """What plotly calls the axis of a track by, behind its letter."""
+    return "" if track == 0 else str(track + 1)

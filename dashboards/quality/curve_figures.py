@@ -157,6 +157,7 @@ def gates_table(by_gate: Mapping[str, Sequence[Curve]], caption: str) -> Table |
     )
 
 
+_MOST_MARKERS = 8  # on a curve: they tell its dash from another's without hiding it
 _WHAT = "mean over seeds and its 95 % interval, by optimizer step"
 
 
@@ -202,7 +203,6 @@ def _traces(curves: Sequence[Curve], scale: float, limit: int | None, suffix: st
 def _line(curve: Curve, scale: float, limit: int | None, suffix: str) -> Trace:
     held, config = curve.held.thinned(limit), curve.config
     name = config.label if held.seeds > 1 else f"{config.label} (one seed)"
-    few = len(held.steps) <= 40
     return {
         **_place(curve, suffix),
         "x": [int(step) for step in held.steps],
@@ -210,13 +210,14 @@ def _line(curve: Curve, scale: float, limit: int | None, suffix: str) -> Trace:
         "hovertext": f"<b>{plot_text(label_text(name))}</b>",
         "hoverinfo": "x+y+text",
         "customdata": [config.cases[-1]] * len(held.steps),
-        "mode": "lines+markers" if few else "lines",
+        "mode": "lines+markers",
         "name": plot_text(label_text(name)),
         "line": {"color": config.line.style.colour, "dash": config.line.style.dash, "width": 2},
         "marker": {
             "color": config.line.style.colour,
             "symbol": config.line.style.symbol,
             "size": 6,
+            "maxdisplayed": _MOST_MARKERS,
         },
     }
 

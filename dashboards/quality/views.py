@@ -116,7 +116,7 @@ def _cost_view(group: QualityGroup, configs: Sequence[Config], plain: pd.DataFra
         f"{group.measure.direction} Further left is faster.",
         f"{note} Quality is that of the trainings here, whatever the length of the latency. A ring "
         "marks the front to choose from: no other configuration is both faster and better in the "
-        "mean. Bars are the interval over seeds, and from first to third quartile of the time.",
+        "mean. Bars up and down are the interval over seeds.",
         tuple(found),
     )
 

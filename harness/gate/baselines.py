@@ -112,7 +112,9 @@ def find(root: Path, name: str | None, others: Iterable[Path] = ()) -> Baseline:
         if path.exists():
             facts = _read_facts(path) if (path / FACTS_FILE).is_file() else {}
             return Baseline(chosen, path, facts)
-    raise NothingToCompare(f"no baseline {chosen!r}: {_what_there_is(root)}")
+    raise NothingToCompare(
+        f"no baseline {chosen!r}: it is no run and no path either, and {_what_there_is(root)}"
+    )
 
 
 def read(baseline: Baseline) -> list[Row]:

@@ -152,6 +152,8 @@ def add_commands(app: typer.Typer, host: Host) -> None:
             )
         if accept is not None and (baseline is None or self_check):
             raise SettingsError("--accept records in a baseline: name a saved one with --baseline")
+        if accept is not None and until is None:
+            raise SettingsError("--until: is no day; --accept needs one, such as 2030-12-31")
         if accept is None:
             _refuse(of_accepting, "is of --accept, name the case with that too")
         day = _day(until) if accept is not None else None

@@ -28,7 +28,7 @@ from dynbench.harness.gate.rounds import (
     is_gate_folder,
     read_side,
 )
-from dynbench.harness.gate.settings import Settings, names_case, nearest
+from dynbench.harness.gate.settings import Settings, names_case, nearest, some
 from dynbench.harness.gate.statistics import detectable_change, rounds_needed
 from dynbench.harness.gate.verdicts import CaseVerdict, Verdict, judge
 from dynbench.harness.schema import Status
@@ -181,9 +181,11 @@ def accept(
     found = [v for v in outcome.verdicts if names_case(case, v.case_id, v.label)]
     if len(found) != 1:
         labels = {v.case_id: v.label for v in outcome.verdicts}
-        what = f"means {len(found)} cases" if found else "is no case here"
+        if found:
+            named = some([f"{v.case_id[:8]} ({v.label})" for v in found])
+            raise SettingsError(f"--accept {case}: means {len(found)} cases, name one: {named}")
         raise SettingsError(
-            f"--accept {case}: {what}; {nearest(case, [*labels, *labels.values()])}"
+            f"--accept {case}: is no case here; {nearest(case, [*labels, *labels.values()])}"
         )
     if not found[0].blocks:
         raise SettingsError(f"--accept {case}: is {found[0].verdict}, there is nothing to accept")

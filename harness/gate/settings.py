@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_other_cpu_share": (0.0, 1.0),
 }
 _LEAST_PREFIX = 4
+_SHOWN = 12
 
 
 def names_case(pattern: str, case_id: str, label: str) -> bool:
@@ -160,7 +161,13 @@ def dump_settings(settings: Settings) -> str:
 def nearest(word: str, known: Collection[str]) -> str:
     """``did you mean 'x'?`` with the nearest known word, or what there is."""
     close = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    return f"did you mean {close[0]!r}?" if close else f"known: {some(sorted(known))}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of the names, as many as a line takes, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _override(values: Mapping[str, Any]) -> Override:

@@ -8,7 +8,8 @@ import pytest
 
 from dynbench.dashboards.change import Changes, change_table
 from dynbench.dashboards.command import changes_between
-from dynbench.dashboards.figures.change import change_figure
+from dynbench.dashboards.figures.change import MAX_CASES, change_figure
+from dynbench.dashboards.parts import change_part
 from dynbench.harness.store import RunWriter
 
 Build = Callable[..., dict]
@@ -52,6 +53,19 @@ def test_the_figure_has_the_intervals(changes: Changes) -> None:
     assert high == pytest.approx(100 * record["high"], abs=1e-2)
     low = trace.x[0] - trace.error_x.arrayminus[0]
     assert low == pytest.approx(100 * record["low"], abs=1e-2)
+
+
+def test_of_many_cases_those_to_act_on_are_drawn_and_the_page_says_so(changes: Changes) -> None:
+    record = next(r for r in changes.records if r["verdict"] == "regressed")
+    quiet = [
+        {**record, "case_id": str(i), "label": f"case {i}", "verdict": "ambiguous", "change": 9.0}
+        for i in range(MAX_CASES + 5)
+    ]
+    many = Changes("a", "b", [*quiet, record])
+    counts = {trace.name: len(trace.x) for trace in change_figure(many).plotly().data}
+    assert counts == {"regressed": 1, "ambiguous": MAX_CASES - 1}
+    assert f"Drawn are {MAX_CASES} of {MAX_CASES + 6} cases" in change_part(many).render()
+    assert "Drawn are" not in change_part(changes).render()
 
 
 def test_a_bound_of_zero_is_a_bound(changes: Changes) -> None:

@@ -1,5 +1,6 @@
 """Every figure of every panel: valid for plotly, and saying what the rows say."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from dynbench.dashboards.figures import common, error, heatmap, memory, speedup
 from dynbench.dashboards.figures.latency import latency_figure
 from dynbench.dashboards.figures.roofline import roof_trace, roofline_figure
+from dynbench.dashboards.figures.samples import samples_figure
 from dynbench.dashboards.model import Facet, Panel, build_facets
 from dynbench.dashboards.views import ceilings, views
 
@@ -29,6 +31,30 @@ def named(figure: common.Figure) -> dict[str, go.Scatter]:
 @pytest.fixture(scope="module")
 def gpu_facet(gpu_frame: pd.DataFrame) -> Facet:
     return build_facets(gpu_frame, "sdpa")[0]
+
+
+@pytest.mark.parametrize(
+    ("missing", "axes"),
+    [
+        ([], ["yaxis", "yaxis2", "yaxis3"]),
+        (["samples_power_w"], ["yaxis", "yaxis2"]),
+        (["samples_power_w", "samples_sm_clock_mhz"], ["yaxis"]),
+    ],
+)
+def test_samples_have_an_axis_for_what_is_known(
+    gpu_frame: pd.DataFrame, missing: list[str], axes: list[str]
+) -> None:
+    """One above the other over all of the height, the time below the last of them."""
+    measured = gpu_frame[gpu_frame["status"] == "ok"]
+    each = measured["samples_ms"].map(lambda samples: [1.0 + i for i in range(len(samples))])
+    known = dict.fromkeys(("samples_at_s", "samples_sm_clock_mhz", "samples_power_w"), each)
+    facet = build_facets(measured.assign(**known | dict.fromkeys(missing)), "sdpa")[0]
+    layout = samples_figure(facet, facet.panels[0]).json["layout"]
+    assert [name for name in sorted(layout) if name.startswith("yaxis")] == axes
+    domains = [layout[name]["domain"] for name in axes]
+    assert (domains[0][1], domains[-1][0]) == (1, 0)
+    assert all(upper[0] > lower[1] for upper, lower in itertools.pairwise(domains))
+    assert layout["xaxis"]["anchor"] == axes[-1].replace("axis", "")
 
 
 @pytest.mark.parametrize("view", views("sdpa"), ids=lambda view: view.key)

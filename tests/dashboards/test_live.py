@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dynbench.dashboards.live import LiveRows, live_state
+from dynbench.dashboards.errors import ReportError
+from dynbench.dashboards.live import LiveRows, check_address, live_state
 from dynbench.harness.store import RunWriter
 
 Build = Callable[..., dict]
@@ -46,6 +47,22 @@ def test_the_comparison_of_the_newest_row_is_drawn(mixed_frame: pd.DataFrame) ->
     assert len(state.titles) == 3
     assert state.chosen == 2
     assert live_state(LiveRows("a-run", mixed_frame), chosen=1).chosen == 1
+
+
+@pytest.mark.parametrize("port", [-1, 0, 70_000])
+def test_a_port_that_there_is_not_is_refused(port: int) -> None:
+    with pytest.raises(ReportError, match=f"--port {port}: must be from 1 to 65535"):
+        check_address("127.0.0.1", port)
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        other.listen()
+        with pytest.raises(ReportError, match=f"--port {port}: Address already in use; name"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
 
 
 def test_without_dash_one_line_says_what_to_install(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import plotly.graph_objects as go
 import pytest
@@ -63,6 +64,24 @@ def test_text_has_contrast(name: str, page: str) -> None:
     for key in ("ink", "muted"):
         values = sorted([_luminance(theme.PAGE_COLOURS[name][key]), _luminance(page)])
         assert (values[1] + 0.05) / (values[0] + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_no_two_providers_look_alike(name: str) -> None:
+    """By their distance in CIELAB, as a theme draws them."""
+    drawn = [theme.SWAPS[name].get(colour, colour) for colour in PALETTE]
+    for one, other in itertools.combinations(map(_lab, drawn), 2):
+        assert math.dist(one, other) > 12
+
+
+def _lab(colour: str) -> tuple[float, float, float]:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    z = (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.0888
+    fx, fy, fz = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 
 
 @pytest.mark.parametrize(("name", "page"), [("light", "#ffffff"), ("dark", "#161b22")])

@@ -46,6 +46,13 @@ const samplesFigure = (lists, quartiles) => {
   const tracks = [ms, lists[2], lists[3]];
   const filled = data.map((trace, track) => ({ ...trace, x: tracks[track] ? x : [], y: tracks[track] ?? [] }));
   if (x !== at) layout.xaxis.title.text = "sample";
+  if (!tracks[2]) { // a CPU's power is not known: the others take its room
+    delete layout.yaxis3;
+    filled.length = tracks[1] ? 2 : 1;
+    layout.xaxis.anchor = tracks[1] ? "y2" : "y";
+    layout.yaxis.domain = tracks[1] ? [0.36, 1] : [0, 1];
+    if (tracks[1]) layout.yaxis2.domain = [0, 0.26]; else delete layout.yaxis2;
+  }
   const [low, middle, high] = quartiles;
   const [band, line] = layout.shapes;
   layout.shapes = [{ ...band, y0: low ?? middle, y1: high ?? middle }, { ...line, y0: middle, y1: middle }];
