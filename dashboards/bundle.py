@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from dynbench.dashboards import theme
 from dynbench.dashboards.cases import schema_json
-from dynbench.dashboards.figures.samples import case_figure
+from dynbench.dashboards.figures.samples import case_figures
 
 _SCRIPTS = ("base.js", "plots.js", "filters.js", "cases.js", "drawer.js", "start.js")
 
@@ -74,7 +74,11 @@ def settings_json() -> Markup:
         for name in ("light", "dark")
     }
     return script_json(
-        {"themes": themes, "schema": schema_json(), "caseFigure": case_figure().json}
+        {
+            "themes": themes,
+            "schema": schema_json(),
+            "caseFigures": [figure.json for figure in case_figures()],
+        }
     )
 
 

@@ -45,6 +45,11 @@ class Changes:
         )
 
     @property
+    def with_change(self) -> list[Mapping[str, Any]]:
+        """Those of ``ordered`` that have latencies of both runs."""
+        return [record for record in self.ordered if record["change"] is not None]
+
+    @property
     def headline(self) -> str:
         """The verdicts in one sentence."""
         counts = Counter(str(record["verdict"]) for record in self.records)

@@ -300,12 +300,12 @@ def history_part(groups: Sequence[HistoryGroup]) -> Part:
 
 def change_part(changes: Changes) -> Part:
     """The part with two runs against each other."""
-    made = Drawn("change")
+    made, drawn_cases = Drawn("change"), _drawn_cases(changes)
     slot = made.slot(
         "cases",
         0,
         "All passes",
-        f"Chart: change of each case. {changes.headline}. {_drawn(changes)}"
+        f"Chart: change of each case. {changes.headline}. {drawn_cases}"
         "Its numbers stand in the table below.",
         change_figure(changes),
         change_table(changes),
@@ -314,7 +314,7 @@ def change_part(changes: Changes) -> Part:
         "cases",
         "Change of the median latency",
         "Left is faster.",
-        f"{_drawn(changes)}{_BETWEEN}",
+        f"{drawn_cases}{_BETWEEN}",
         (slot,),
     )
     title = f"Two runs: {label_text(changes.first)} and {label_text(changes.second)}"
@@ -324,15 +324,12 @@ def change_part(changes: Changes) -> Part:
     )
 
 
-def _drawn(changes: Changes) -> str:
+def _drawn_cases(changes: Changes) -> str:
     """How many of the cases the figure has, where it has not all of them."""
-    count = sum(record["change"] is not None for record in changes.ordered)
+    count = len(changes.with_change)
     if count <= MAX_CASES:
         return ""
-    return (
-        f"Drawn are {MAX_CASES} of {count} cases: those with a verdict to act on, then the largest "
-        "changes. "
-    )
+    return f"Drawn are {MAX_CASES} of {count} cases: the first of the table's order. "
 
 
 _OVER = (

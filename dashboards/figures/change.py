@@ -24,12 +24,9 @@ _MARKS = {  # verdict: colour and symbol, so that neither is needed to read the 
 def change_figure(changes: Changes) -> Figure | None:
     """The change of each case in per cent, the largest first; None where none has two latencies.
 
-    Of more than MAX_CASES those with a verdict to act on are drawn, then the largest changes.
+    Of more than MAX_CASES those that ask for attention first are drawn, as they are ordered.
     """
-    found = [record for record in changes.ordered if record["change"] is not None]
-    quiet = ("unchanged", "ambiguous")
-    found.sort(key=lambda record: (record["verdict"] in quiet, -abs(record["change"])))
-    shown = found[:MAX_CASES]
+    shown = changes.with_change[:MAX_CASES]
     shown.sort(key=lambda record: -record["change"])
     if not shown:
         return None

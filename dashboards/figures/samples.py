@@ -31,8 +31,11 @@ MAX_LINES = 10
 """Lines drawn: more would hide one another."""
 
 _TRACKS = ("latency over its median", "clock (MHz)", "power (W)")  # titles of the axes
-_DOMAINS = {1: ((0.0, 1.0),), 2: ((0.36, 1.0), (0.0, 0.26))}
-_ALL_DOMAINS = ((0.52, 1.0), (0.27, 0.45), (0.0, 0.18))
+_DOMAINS = {  # of so many tracks, from above
+    1: ((0.0, 1.0),),
+    2: ((0.36, 1.0), (0.0, 0.26)),
+    3: ((0.52, 1.0), (0.27, 0.45), (0.0, 0.18)),
+}
 
 
 def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
@@ -67,13 +70,20 @@ def samples_figure(facet: Facet, panel: Panel) -> Figure | None:
     return figure_of(traces, **_layout(entries, sorted(known)))
 
 
-def case_figure() -> Figure:
-    """The figure of one case in the drawer: the page fills in its samples."""
+def case_figures() -> list[Figure]:
+    """The figure of one case in the drawer, by the number of its tracks less one.
+
+    The page fills in the samples: a case without power has two tracks, one without a clock one.
+    """
+    return [_case_figure(range(count)) for count in _DOMAINS]
+
+
+def _case_figure(tracks: Sequence[int]) -> Figure:
     style = Style("#0072B2", "solid", "circle")
-    traces = [_track_trace(track, [], [], [], style) for track in range(len(_TRACKS))]
+    traces = [_track_trace(track, [], [], [], style) for track in tracks]
     for trace in traces:
         trace |= {"showlegend": False, "hoverinfo": "x+y"}
-    layout = _layout([], range(len(_TRACKS)))
+    layout = _layout([], tracks)
     layout["yaxis"]["title"]["text"] = "latency (ms)"
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "line": {"width": 0}}
     middle = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y"}
@@ -112,7 +122,6 @@ def _track_trace(
 
 
 def _layout(entries: list[int], tracks: Sequence[int]) -> dict[str, Any]:
-    domains = _DOMAINS.get(len(tracks), _ALL_DOMAINS)
     axes = {
         f"yaxis{_number(track)}": {
             "title": {"text": _TRACKS[track]},
@@ -120,7 +129,7 @@ def _layout(entries: list[int], tracks: Sequence[int]) -> dict[str, Any]:
             "nticks": 5 if track == 0 else 3,
             "anchor": "x",
         }
-        for track, domain in zip(tracks, domains, strict=True)
+        for track, domain in zip(tracks, _DOMAINS[len(tracks)], strict=True)
     }
     return {
         "height": 460,

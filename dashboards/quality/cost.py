@@ -112,7 +112,7 @@ def _measured_costs(group: QualityGroup, plain: pd.DataFrame) -> list[Cost]:
         Cost(
             title=f"{pass_text(_first(own, 'pass'))} at {length_text(seq_len)} tokens: {title}",
             note=f"Latency as measured in suite {label_text(_first(own, 'suite'))} with the same "
-            "settings.",
+            "settings, the bar from first to third quartile.",
             axis=f"latency at {length_text(seq_len)} tokens (ms)",
             timings=_timings(own, wanted),
         )

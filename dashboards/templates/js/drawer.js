@@ -39,20 +39,13 @@ const samplesFor = async (part, place) => {
 };
 
 const samplesFigure = (lists, quartiles) => {
-  const { caseFigure } = settings;
-  const { data, layout } = coloured(JSON.stringify(caseFigure), theme);
   const [ms, at] = lists;
   const x = at && at.length === ms.length ? at : ms.map((_, place) => place);
   const tracks = [ms, lists[2], lists[3]];
+  const last = tracks.findLastIndex((values) => values); // a CPU's power is not known
+  const { data, layout } = coloured(JSON.stringify(settings.caseFigures[last]), theme);
   const filled = data.map((trace, track) => ({ ...trace, x: tracks[track] ? x : [], y: tracks[track] ?? [] }));
   if (x !== at) layout.xaxis.title.text = "sample";
-  if (!tracks[2]) { // a CPU's power is not known: the others take its room
-    delete layout.yaxis3;
-    filled.length = tracks[1] ? 2 : 1;
-    layout.xaxis.anchor = tracks[1] ? "y2" : "y";
-    layout.yaxis.domain = tracks[1] ? [0.36, 1] : [0, 1];
-    if (tracks[1]) layout.yaxis2.domain = [0, 0.26]; else delete layout.yaxis2;
-  }
   const [low, middle, high] = quartiles;
   const [band, line] = layout.shapes;
   layout.shapes = [{ ...band, y0: low ?? middle, y1: high ?? middle }, { ...line, y0: middle, y1: middle }];
