@@ -158,15 +158,14 @@ def add_commands(app: typer.Typer, host: Host) -> None:
             _refuse(of_accepting, "is of --accept, name the case with that too")
         day = _day(until) if accept is not None else None
         limit_s = None if budget is None else host.duration_s(budget, "--budget")
-        if not measuring:
-            of_rounds = {"--rounds": rounds, "--budget": budget, "--out": out, "--resume": resume}
-            _refuse(of_rounds, "is of measuring, leave it out or give --rev or --self-check")
         if measuring:
             saved = None if baseline is None else _find(host, baseline)
             plants = tuple(plant or ())
             asked = _Asked(rev, self_check, plants, tuple(case or ()), limit_s, out, resume)
             outcome, check = _measured(host, asked, saved, settings)
         else:
+            of_rounds = {"--rounds": rounds, "--budget": budget, "--out": out, "--resume": resume}
+            _refuse(of_rounds, "is of measuring, leave it out or give --rev or --self-check")
             saved, outcome = _stored(host, baseline, candidate, settings, case or [])
         if accept is not None and day is not None and saved is not None:
             from dynbench.harness.gate import gating

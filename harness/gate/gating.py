@@ -64,13 +64,12 @@ def gate_folder(folder: Path, settings: Settings, patterns: Sequence[str] = ()) 
 
     Raises InvalidData, and NothingToCompare for patterns that name no case.
     """
-    pairings = _stored_rounds(folder, settings)
-    chosen = _named(pairings, patterns)
-    if pairings and not chosen:
-        raise NothingToCompare(_no_match(patterns, [pairing.any_row for pairing in pairings]))
+    chosen = _stored_rounds(folder, settings, patterns)
+    if patterns and not chosen and (known := _stored_rounds(folder, settings, ())):
+        raise NothingToCompare(_no_match(patterns, [pairing.any_row for pairing in known]))
     whole = [pairing for pairing in chosen if _has_both_sides(pairing)]
     verdicts = judge(whole, settings)
-    again = _named(_stored_rounds(folder, settings, "retest"), patterns)
+    again = _stored_rounds(folder, settings, patterns, "retest")
     verdicts = confirmed(verdicts, judge([p for p in again if _has_both_sides(p)], settings))
     notes = [f"rounds read from {folder}"]
     if len(whole) < len(chosen):
@@ -81,8 +80,12 @@ def gate_folder(folder: Path, settings: Settings, patterns: Sequence[str] = ()) 
     return Outcome(str(folder), str(folder), verdicts, settings, notes)
 
 
-def _stored_rounds(folder: Path, settings: Settings, stage: str = "") -> list[Pairing]:
-    baseline, candidate = (_read_rounds(folder, name, stage) for name in (BASELINE, CANDIDATE))
+def _stored_rounds(
+    folder: Path, settings: Settings, patterns: Sequence[str], stage: str = ""
+) -> list[Pairing]:
+    baseline, candidate = (
+        _chosen(_read_rounds(folder, name, stage), patterns) for name in (BASELINE, CANDIDATE)
+    )
     return pair(baseline, candidate, settings)
 
 
@@ -90,15 +93,6 @@ def _has_both_sides(pairing: Pairing) -> bool:
     """Where not, measuring was interrupted before the other side's turn: the case is not missing,
     since a process writes a row whatever happens to its case."""
     return bool(pairing.baseline and pairing.candidate)
-
-
-def _named(pairings: Iterable[Pairing], patterns: Sequence[str]) -> list[Pairing]:
-    """Those that a pattern names (all without patterns)."""
-    return [
-        pairing
-        for pairing in pairings
-        if not patterns or any(names_case(p, pairing.case_id, pairing.label) for p in patterns)
-    ]
 
 
 def gate_rounds(

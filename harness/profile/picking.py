@@ -7,11 +7,9 @@ from typing import Any
 
 from dynbench.harness.case import Case
 from dynbench.harness.gate.conditions import case_label
-from dynbench.harness.gate.settings import names_case
+from dynbench.harness.gate.settings import names_case, some
 from dynbench.harness.profile.errors import NoSuchCase
 from dynbench.harness.schema import COLUMNS
-
-_SHOWN = 12
 
 
 def pick_case(cases: Sequence[Case], name: str | None, where: str) -> Case:
@@ -46,6 +44,4 @@ def cases_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Case]:
 
 
 def _listed(ids: Iterable[str], labels: Mapping[str, str]) -> str:
-    named = [f"{id_[:8]} ({labels[id_]})" for id_ in ids]
-    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-    return ", ".join(named[:_SHOWN]) + more if named else "none"
+    return some([f"{id_[:8]} ({labels[id_]})" for id_ in ids]) or "none"
