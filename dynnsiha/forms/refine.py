@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,7 @@ class RefiningForm(nn.Module):
         With a ``cache`` from `new_cache`, x are the tokens after those in it, which they see; the
         cache takes them over, and no gradient flows. Without ``positions`` they count on from what
         the cache holds. ``recompute`` keeps the activations of one block at a time: the backward
-        pass computes each again; it goes with neither a cache nor routing.
+        pass computes each again.
         """
         if x.dim() != 3:
             raise ValueError(f"x: must be [batch, seq_len, d_model], got {list(x.shape)}")
@@ -155,14 +156,10 @@ class RefiningForm(nn.Module):
         y: Tensor | None = None
         for block, own_cache in zip(blocks, caches, strict=True):
             stream = x if y is None else x + y
-            if recompute:
-                update, resident, routing = checkpoint(
-                    block, stream, resident, positions, use_reentrant=False
-                )
-            else:
-                update, resident, routing = block(
-                    stream, resident, positions, cache=own_cache, return_routing=return_routing
-                )
+            call = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            update, resident, routing = call(
+                stream, resident, positions, cache=own_cache, return_routing=return_routing
+            )
             if routing is not None:
                 routings.append(routing)
             if self.halting is not None:
