@@ -91,13 +91,7 @@ class PlanOptions:
     provider_files: tuple[Path, ...] = ()
 
 
-_OF_QUALITY = {
-    "tasks": "--task",
-    "train_steps": "--train-steps",
-    "block_size": "--block-size",
-    "variants": "--variant",
-    "seeds": "--seeds",
-}
+_OF_QUALITY = ("tasks", "train_steps", "block_size", "variants", "seeds")
 
 
 def plan(options: PlanOptions) -> list[Case]:
@@ -171,9 +165,13 @@ def _check(options: PlanOptions) -> None:
     if abs(options.seed) > MAX_VALUE:
         raise UsageError(f"seed={options.seed}: must be at most {MAX_VALUE} in size")
     if suite.name != "quality":
-        for name, option in _OF_QUALITY.items():
-            if getattr(options, name):
-                raise UsageError(f"{option}: only suite quality takes it")
+        for name in _OF_QUALITY:
+            if given := getattr(options, name):
+                values = ",".join(map(str, given if isinstance(given, tuple) else (given,)))
+                raise UsageError(
+                    f"{name}={values}: only suite quality takes it; leave it out, "
+                    "or add --suite quality"
+                )
     with_model = (*MODEL_SUITES, "quality")
     if options.layers is not None and suite.name not in with_model:
         takers = ", ".join(with_model)
