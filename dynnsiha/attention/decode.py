@@ -1,8 +1,9 @@
 """Attention of new tokens against a cache: equal, token by token, to one forward over all of them.
 
 The first tokens of an empty cache go through the core as ever, by the backend of the caller. Later
-ones gather what they see: the summaries that have ended, the tokens of their listed blocks and
-their window. Sums and softmaxes are in float32 or wider.
+ones see the summaries that have ended, the tokens of their listed blocks and their window. A few
+gather their blocks, each its own; many at once, such as a next question, read each block once for
+all that list it. Sums and softmaxes are in float32 or wider.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .api import check_backend, native_sparse_attention
+from .blockwise import selected_after
 from .cache import KVCache, Summarise
 from .checks import check_operands
 from .config import NSAConfig
@@ -22,8 +24,11 @@ from .lists import private_list, private_size, shared_list
 from .outputs import NSAAux
 from .summaries import window_count
 
-_GATHERED_ELEMENTS = 1 << 24
-"""Numbers of the keys that one step gathers; a step of one token may exceed it."""
+_STEP_ELEMENTS = 1 << 24
+"""Numbers of a step's largest tensor; a step of one token may exceed it."""
+
+_FEW = 8
+"""So many tokens gather their blocks; for more, sorting the lists costs less than copies."""
 
 
 @torch.no_grad()
@@ -70,16 +75,27 @@ def cached_attention(
         except BaseException:  # what a backend does not take, and what it has no memory for
             cache.reset()
             raise
-    lists = config.list_heads(q.shape[2], k.shape[2]) * config.top_n * config.block_size
-    rows = max(1, _GATHERED_ELEMENTS // (q.shape[0] * lists * q.shape[3]))
+    few = q.shape[1] <= _FEW
+    rows = _rows_of_a_step(q, cache, config, few)
     parts = []
     with torch.autocast(q.device.type, enabled=False):  # as the core does
         for begin in range(0, q.shape[1], rows):
             at = slice(begin, begin + rows)
             step = _Step(q[:, at], cache, config, [length + begin for length in before])
-            parts.append(step.attend(gates[:, at]))
+            parts.append(step.attend(gates[:, at], few))
     out, indices, lse = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     return out, NSAAux(indices, (indices >= 0).sum(-1, dtype=torch.int32), lse, "cached")
+
+
+def _rows_of_a_step(q: Tensor, cache: KVCache, config: NSAConfig, few: bool) -> int:
+    """Tokens of each sequence to take at a time, for the cache that holds all of them already."""
+    batch, count, q_heads, width = q.shape
+    windows = window_count(max(cache.lengths), config.compress_block, config.compress_stride)
+    # Of each slot, the keys that are copied or the partial outputs of all heads.
+    slot = config.list_heads(q_heads, cache.k.shape[1]) * config.block_size if few else q_heads
+    largest = batch * max(slot * config.top_n * width, q_heads * windows)
+    # The products of a step's windows are square: longer steps would compute more that is masked.
+    return max(1, min(count, max(_FEW, config.window), _STEP_ELEMENTS // largest))
 
 
 @torch.no_grad()
@@ -168,7 +184,7 @@ class _Step:
         self.k_cmp, self.v_cmp = cache.k_cmp[:, :, :windows], cache.v_cmp[:, :, :windows]
         self._p: Tensor | None = None
 
-    def attend(self, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, gates: Tensor, few: bool) -> tuple[Tensor, Tensor, Tensor]:
         """o [B, n, H, D], lists [B, n, L, slots] and lse [B, n, H] of the selected branch."""
         branches = self.config.branches
         gate = gates.transpose(1, 2).to(self.wide)[..., None].unbind(-2)
@@ -185,7 +201,7 @@ class _Step:
             out += gate[0] * o.flatten(1, 2)
         if "selected" in branches:
             lists = self.choose()
-            o, lse = self.selected(lists)
+            o, lse = self.gathered(lists) if few else self.by_block(lists)
             out += gate[1] * o
         if "sliding" in branches:
             out += gate[2] * self.sliding()
@@ -239,7 +255,22 @@ class _Step:
             chosen = shared_list(scores[row, :, i].transpose(0, 1).contiguous(), at, c)
             kept[row, :, at // tile] = chosen.transpose(0, 1)
 
-    def selected(self, lists: Tensor) -> tuple[Tensor, Tensor]:
+    def by_block(self, lists: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``gathered``, for many queries: sequences of different length one by one."""
+        operands = self.q, self.cache.k, self.cache.v, lists
+        together = len(self.before) if len(set(self.before)) == 1 else 1
+        parts = [
+            selected_after(
+                q.transpose(1, 2).to(self.dtype), k, v, chosen.transpose(1, 2), first, self.config
+            )
+            for q, k, v, chosen, first in zip(
+                *(x.split(together) for x in operands), self.before[::together], strict=True
+            )
+        ]
+        o, lse = (torch.cat(part).transpose(1, 2) for part in zip(*parts, strict=True))
+        return o, lse
+
+    def gathered(self, lists: Tensor) -> tuple[Tensor, Tensor]:
         """Attention over the tokens of the listed blocks: o [B, H, n, D] and lse [B, H, n]."""
         size = self.config.block_size
         batch = torch.arange(len(lists), device=lists.device)[:, None, None, None]

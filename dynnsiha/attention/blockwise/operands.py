@@ -31,24 +31,26 @@ class Problem:
     heads: int  # N
     group: int  # G
     head_dim: int  # D
-    seq_len: int  # T, before padding
+    seq_len: int  # T of the keys, before padding
     padded_len: int
     tile: int  # R
     differentiate: bool  # whether grad mode is on for the call
     step_elements: int
     partial_bytes: int
+    first: int = 0  # position of query 0 among the keys; another one only in ``selected.forward``
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, config: NSAConfig, scale: float) -> Problem:
-        """The problem that q [B, T, H, D] and k [B, T, K, D] pose."""
-        batch, seq_len, q_heads, head_dim = q.shape
+    def of(cls, q: Tensor, k: Tensor, config: NSAConfig, scale: float, first: int = 0) -> Problem:
+        """The problem that q [B, n, H, D], from position ``first`` on, and k [B, T, K, D] pose."""
+        batch, seq_len, kv_heads, head_dim = k.shape
+        q_heads = q.shape[2]
         kind = "cuda" if q.device.type == "cuda" else "cpu"
         assert isinstance(config.query_tile, int)
         return cls(
             config=config,
             scale=scale,
-            heads=batch * k.shape[2],
-            group=q_heads // k.shape[2],
+            heads=batch * kv_heads,
+            group=q_heads // config.list_heads(q_heads, kv_heads),
             head_dim=head_dim,
             seq_len=seq_len,
             padded_len=-(-seq_len // config.block_size) * config.block_size,
@@ -56,6 +58,7 @@ class Problem:
             differentiate=torch.is_grad_enabled(),
             step_elements=_STEP_ELEMENTS[kind],
             partial_bytes=_PARTIAL_BYTES[kind],
+            first=first,
         )
 
     @property

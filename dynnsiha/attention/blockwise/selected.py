@@ -28,8 +28,13 @@ class _Units:
 
     x: Operands
     lists: Tensor
-    begin: int  # position of the first query
+    begin: int  # the first query
     queries: int  # in a unit
+
+    @property
+    def position(self) -> int:
+        """Position of the first query among the keys."""
+        return self.begin + self.x.problem.first
 
     @classmethod
     def of(cls, x: Operands, lists: Tensor, begin: int, end: int) -> _Units:
@@ -95,7 +100,7 @@ class _Step:
         logits = product(queries, keys.transpose(1, 2), problem.scale)
         if self.diagonal:
             size = problem.config.block_size
-            first = (units.begin + self.unit % units.lists.shape[1] * units.queries) % size
+            first = (units.position + self.unit % units.lists.shape[1] * units.queries) % size
             offset = first[:, None] + torch.arange(units.queries, device=first.device)
             offset = offset.repeat_interleave(problem.group, 1).view(len(logits), -1, 1)
             future = torch.arange(size, device=first.device) > offset
@@ -201,9 +206,10 @@ def _backward(
 def _steps(units: _Units) -> Iterator[_Step]:
     """All pairs of the lists, grouped by block, in steps within the element budget."""
     problem, lists = units.x.problem, units.lists
-    start = units.begin + torch.arange(lists.shape[1], device=lists.device) * units.queries
+    start = units.position + torch.arange(lists.shape[1], device=lists.device) * units.queries
     own = (start // problem.config.block_size)[:, None]
-    head = torch.arange(lists.shape[0], device=lists.device)[:, None, None]
+    keys = len(units.x.k)  # rows of heads; several rows of lists may share one
+    head = torch.arange(len(lists), device=lists.device)[:, None, None] // (len(lists) // keys)
     block = (head * problem.blocks + lists).flatten()
     size = max(1, _GROUP_ROWS // units.shape[1])
     per_group = size * units.shape[1] * problem.config.block_size
@@ -211,7 +217,7 @@ def _steps(units: _Units) -> Iterator[_Step]:
     for diagonal in (False, True):
         chosen = (lists == own) if diagonal else (lists >= 0) & (lists != own)
         with stage("lists"):
-            groups, pair = _grouped(block, chosen.flatten(), size, len(lists) * problem.blocks)
+            groups, pair = _grouped(block, chosen.flatten(), size, keys * problem.blocks)
         for first in range(0, len(groups), length):
             at = slice(first, first + length)
             yield _Step(units, groups[at], pair[at].flatten(), diagonal)

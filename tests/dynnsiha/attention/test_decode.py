@@ -86,7 +86,7 @@ def test_prefill_and_steps_equal_one_forward(config, cuts, seed):
 @given(
     config=configs(),
     prompts=st.lists(st.integers(1, 30), min_size=3, max_size=3),
-    cuts=st.lists(st.sampled_from([1, 1, 1, 2, 7]), min_size=1, max_size=8),
+    cuts=st.lists(st.sampled_from([1, 1, 1, 2, 7, 9]), min_size=1, max_size=8),
     seed=st.integers(0, 50),
 )
 @settings(max_examples=40, deadline=None)
@@ -150,13 +150,15 @@ def test_any_backend_may_fill_the_cache(backend):
     torch.testing.assert_close(torch.cat([first, rest], 1), expected)
 
 
-def test_small_steps_of_many_tokens_change_nothing(monkeypatch):
+@pytest.mark.parametrize("few", [0, 60])
+def test_small_steps_of_many_tokens_change_nothing(monkeypatch, few):
+    monkeypatch.setattr(decode, "_FEW", few)
     config = NSAConfig(
         block_size=8, compress_block=4, compress_stride=2, top_n=5, query_tile=4, private_blocks=1
     )
     inputs = operands()
     expected = native_sparse_attention(*inputs, config, backend="reference")
-    monkeypatch.setattr(decode, "_GATHERED_ELEMENTS", 3000)
+    monkeypatch.setattr(decode, "_STEP_ELEMENTS", 3000)
     cache = new_cache(config)
     cached_attention(*(x[:, :21] for x in inputs), cache)
     out, _ = cached_attention(*(x[:, 21:] for x in inputs), cache)
