@@ -138,10 +138,21 @@ def test_the_command_trains_every_form(arguments, layers, tmp_path, capsys):
         "--form flat --experts 2 --active-experts 3": "active_experts=3: must be from 1 to",
         "--attention dense --alignment 1": "alignment_weight=1: the model selects no blocks",
         "--attention nsa --surprise 1": "calls has no routed neurons: record a model that has",
+        "--heads x": "argument --heads: invalid int value: 'x'",
+        "--seq-len 0": "seq_len=0: must be at least 2",
+        "--batch 0": "batch=0: must be at least 1",
+        "--kl -1": "kl_weight=-1.0: must be at least 0",
+        "--modules nothing": "No such file or directory: ",
+        "--device tpu": "argument --device: 'tpu' is not here (",
+        "--steps 0": "steps=0",
+        "--out /proc/x": "No such file or directory: '/proc/x'",
     }.items(),
 )
 def test_parts_that_do_not_go_together_get_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*SMALL, *arguments.split()])
     assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("python -m dynnsiha.learning: ")
+    assert error.count("\n") == 1
