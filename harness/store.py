@@ -127,13 +127,17 @@ class RunWriter:
         try:
             folder.mkdir(parents=True)
             writer = cls(folder, run_id)
-            writer.note(
-                run_id=run_id,
-                command=command,
-                created_at=now.isoformat(timespec="seconds"),
-                schema_version=SCHEMA_VERSION,
-                quick=quick,
-            )
+            try:
+                writer.note(
+                    run_id=run_id,
+                    command=command,
+                    created_at=now.isoformat(timespec="seconds"),
+                    schema_version=SCHEMA_VERSION,
+                    quick=quick,
+                )
+            except BaseException:
+                writer.close()
+                raise
         except OSError as error:
             raise OutputError(_refused(folder, error)) from error
         return writer

@@ -465,3 +465,17 @@ def test_ten_thousand_rows_are_read_in_seconds(tmp_path):
     frame, _ = read_runs([tmp_path / "big.parquet"])
     assert len(frame) == 10_000
     assert time.perf_counter() - began < 5
+
+
+def test_a_run_that_cannot_say_what_it_is_is_let_go(tmp_path, monkeypatch):
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "replace_file", full)
+        with pytest.raises(OutputError, match="No space left on device") as refusal:
+            RunWriter.create(tmp_path, "dynbench run", run_id="cut")
+    # The refusal is held, and with it the frame that made the writer.
+    with RunWriter(tmp_path / "cut", "cut") as writer:
+        writer.append(row("a"))
+    assert "cut" in str(refusal.value)
