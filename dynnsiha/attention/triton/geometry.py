@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..summaries import window_count
-
 COLUMNS = 7  # row, start, end (tokens), first block, window, tile of the sequence, its number
+
+_HOST = torch.device("cpu")  # tables are made there, whatever torch's default device is
 
 VARYING = [
     *("tokens", "blocks", "windows", "count", "bins", "spread", "length", "index_mask"),
@@ -61,24 +61,24 @@ class Geometry:
     @cached_property
     def blocks(self) -> int:
         """Selection blocks of all sequences."""
-        return sum(triton.cdiv(n, self.block_size) for n in self.lengths)
-
-    @cached_property
-    def tiles(self) -> int:
-        """Query tiles of all sequences."""
-        return sum(triton.cdiv(n, self.query_tile) for n in self.lengths)
+        return int(self._counts[0].sum())
 
     @cached_property
     def windows(self) -> int:
         """Complete summary windows of all sequences."""
-        return sum(self._windows_of(n) for n in self.lengths)
+        return int(self._counts[1].sum())
+
+    @cached_property
+    def tiles(self) -> int:
+        """Query tiles of all sequences."""
+        return int(self._counts[2].sum())
 
     @cached_property
     def first_rows(self) -> list[int]:
         """First token of every block, and the number of tokens."""
         size = self.block_size
-        rows = [row for a, b in pairwise(self.bounds) for row in range(a, b, size)]
-        return [*rows, self.tokens]
+        rows = _every(size, self._starts, self._starts + self._lengths)
+        return [*rows.tolist(), self.tokens]
 
     def programs(self, span: int, most: int | None = None) -> Tensor:
         """A line for every ``span`` tokens of each sequence: int32 [programs, COLUMNS].
@@ -102,19 +102,49 @@ class Geometry:
         """
         return _window_programs(self, span)
 
-    def _windows_of(self, length: int) -> int:
-        return window_count(length, self.compress_block, self.compress_stride)
+    @cached_property
+    def _starts(self) -> Tensor:
+        """First token of each sequence."""
+        return torch.tensor(self.bounds[:-1], device=_HOST)
 
-    def _sequences(self) -> list[tuple[int, ...]]:
-        """Start, end, first block, first window, first tile and number of each sequence."""
-        lines: list[tuple[int, ...]] = []
-        block = window = tile = 0
-        for number, (begin, end) in enumerate(pairwise(self.bounds)):
-            lines.append((begin, end, block, window, tile, number))
-            block += triton.cdiv(end - begin, self.block_size)
-            window += self._windows_of(end - begin)
-            tile += triton.cdiv(end - begin, self.query_tile)
-        return lines
+    @cached_property
+    def _lengths(self) -> Tensor:
+        return torch.tensor(self.bounds, device=_HOST).diff()
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        """Blocks, windows and tiles of each sequence: [3, sequences]."""
+        n = self._lengths
+        windows = (n - self.compress_block).div(self.compress_stride, rounding_mode="floor") + 1
+        tiles = _ceil(n, self.query_tile)
+        return torch.stack([_ceil(n, self.block_size), windows.clamp(min=0), tiles])
+
+    @cached_property
+    def _sequences(self) -> Tensor:
+        """Start, end, first block, first window, first tile and number: [sequences, 6]."""
+        n = self._lengths
+        first = self._counts.cumsum(1) - self._counts
+        number = torch.arange(len(n), device=_HOST)
+        return torch.stack([self._starts, self._starts + n, *first, number], 1)
+
+    def _lines(self, span: int, begin: Tensor, end: Tensor) -> Tensor:
+        """A line for every ``span`` from ``begin`` to ``end`` of each sequence."""
+        sequences = self._sequences.repeat_interleave(_ceil(end - begin, span), 0)
+        lines = torch.cat([_every(span, begin, end)[:, None], sequences], 1)
+        return lines.int().to(self.device)
+
+
+def _ceil(x: Tensor, by: int) -> Tensor:
+    return (x + by - 1) // by
+
+
+def _every(span: int, begin: Tensor, end: Tensor) -> Tensor:
+    """All of range(begin, end, span) of each sequence, one after the other."""
+    counts = _ceil(end - begin, span)
+    before = counts.cumsum(0) - counts
+    return torch.repeat_interleave(begin - span * before, counts).add_(
+        span * torch.arange(int(counts.sum()), device=_HOST)
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,40 +162,29 @@ def geometry_of(
 
 @functools.lru_cache(maxsize=256)
 def _programs(geometry: Geometry, span: int, most: int | None) -> Tensor:
-    parts = []
-    for line in geometry._sequences():
-        stop = line[1] if most is None else min(line[1], line[0] + most)
-        rows = torch.arange(line[0], stop, span)
-        parts.append(torch.cat([rows[:, None], torch.tensor(line).expand(len(rows), -1)], 1))
-    return torch.cat(parts).int().to(geometry.device)
+    lengths = geometry._lengths if most is None else geometry._lengths.clamp(max=most)
+    return geometry._lines(span, geometry._starts, geometry._starts + lengths)
 
 
 @functools.lru_cache(maxsize=256)
 def _tile_of_token(geometry: Geometry) -> Tensor:
-    parts = [
-        tile + torch.arange(end - begin) // geometry.query_tile
-        for begin, end, _, _, tile, _ in geometry._sequences()
-    ]
-    return torch.cat(parts).to(geometry.device)
+    # Counted in tokens from where the sequence's tiles would begin if all tiles were full.
+    shift = geometry._sequences[:, 4] * geometry.query_tile - geometry._starts
+    token = torch.arange(geometry.tokens, device=_HOST) + shift.repeat_interleave(geometry._lengths)
+    return (token // geometry.query_tile).to(geometry.device)
 
 
 @functools.lru_cache(maxsize=256)
 def _window_rows(geometry: Geometry) -> Tensor:
     stride = geometry.compress_stride
-    parts = [
-        begin + stride * torch.arange(geometry._windows_of(end - begin))
-        for begin, end in pairwise(geometry.bounds)
-    ]
-    return torch.cat(parts).int().to(geometry.device)
+    end = geometry._starts + stride * geometry._counts[1]
+    return _every(stride, geometry._starts, end).int().to(geometry.device)
 
 
 @functools.lru_cache(maxsize=256)
 def _window_programs(geometry: Geometry, span: int) -> Tensor:
-    parts = []
-    for line in geometry._sequences():
-        first = torch.arange(0, geometry._windows_of(line[1] - line[0]), span)
-        parts.append(torch.cat([first[:, None], torch.tensor(line).expand(len(first), -1)], 1))
-    return torch.cat(parts).int().to(geometry.device)
+    windows = geometry._counts[1]
+    return geometry._lines(span, torch.zeros_like(windows), windows)
 
 
 @triton.jit
