@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynbench.harness.case import Case, Value
 from dynbench.suites.axes import Axes
 from dynbench.suites.quality.defaults import DEFAULTS, TASKS, Defaults
-from dynbench.suites.quality.variants import canonical_variant
+from dynbench.suites.quality.variants import canonical_variant, without
 from dynbench.suites.settings import PRIVATE_BLOCKS, SMALLEST_BLOCK
 from dynbench.suites.shapes import Shape, UsageError, unknown
 
@@ -51,11 +51,17 @@ def quality_cases(options: PlanOptions, providers: Mapping[str, ProviderInfo]) -
                 dtype=options.dtype or ("float32" if options.device == "cpu" else "bfloat16"),
                 timer=TIMER,
                 workload=_workload(options, base, shape, seq_len, task, seed),
-                settings=settings | ({"variant": variant} if variant else {}),
+                settings=settings | _variant_at(settings, variant),
             )
         ]
     }
     return list(cases.values())
+
+
+def _variant_at(settings: Mapping[str, Value], variant: str) -> dict[str, Value]:
+    """The variant as a setting. Tiles of one query have one scoring: one work, one case id."""
+    left = without(variant, "tile_scoring") if settings.get("query_tile") == 1 else variant
+    return {"variant": left} if left else {}
 
 
 def block_size_of(options: PlanOptions) -> int:

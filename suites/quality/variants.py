@@ -133,6 +133,11 @@ def canonical_variant(text: str) -> str:
     return ",".join(f"{name}={changed[name]}" for name in sorted(changed))
 
 
+def without(variant: str, name: str) -> str:
+    """A canonical variant with the default of ``name``."""
+    return ",".join(part for part in variant.split(",") if part.partition("=")[0] != name)
+
+
 def variant_values(variant: str) -> Mapping[str, str]:
     """What holds under a canonical variant: a value for every name."""
     changed = dict(part.split("=", 1) for part in variant.split(",") if part)

@@ -71,6 +71,26 @@ def test_axes_and_variants_multiply():
     assert len(cases) == 8
 
 
+def test_tiles_of_one_query_have_one_scoring():
+    options = replace(
+        QUALITY,
+        tasks=("text",),
+        providers=("dynnsiha",),
+        query_tiles=(1, 4),
+        variants=("tile_scoring=aggregate,kl=0.1", "kl=0.1", "tile_scoring=aggregate"),
+    )
+    kinds = [(c.settings["query_tile"], c.settings.get("variant")) for c in plan(options)]
+    assert kinds.count((1, "kl=0.1")) == 1
+    assert set(kinds) == {
+        (1, "kl=0.1"),
+        (1, None),
+        (4, "kl=0.1,tile_scoring=aggregate"),
+        (4, "kl=0.1"),
+        (4, "tile_scoring=aggregate"),
+    }
+    assert len(kinds) == 5
+
+
 def test_a_sparsity_is_solved_with_the_blocks_of_the_case():
     options = replace(QUALITY, seq_lens=(1024,), tasks=("recall",), sparsities=(0.5, 0.75))
     cases = [c for c in plan(options) if c.provider == "nsa"]
