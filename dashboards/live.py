@@ -111,7 +111,8 @@ def live_app(read: Callable[[], LiveRows], baseline: str | None = None) -> Any:
         assets_folder="templates",
         assets_ignore=r".*\.(js|j2)$",  # of the report's files only its style
     )
-    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
+    # Light for dark readers too: figures come drawn, on white.
+    app.index_string = app.index_string.replace("<html>", '<html lang="en" data-theme="light">')
     app.layout = html.Main(
         [
             html.P(id="progress", role="status"),

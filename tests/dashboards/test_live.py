@@ -90,7 +90,7 @@ def test_rows_land_while_the_page_is_open(browser, row: Build, tmp_path: Path) -
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    page = browser.new_page()
+    page = browser.new_page(color_scheme="dark")
     try:
         for _ in range(100):
             with socket.socket() as probe:
@@ -109,6 +109,8 @@ def test_rows_land_while_the_page_is_open(browser, row: Build, tmp_path: Path) -
         assert "1 ok" in page.locator("#progress").inner_text()
         assert page.locator(".js-plotly-plot").count() > 0
         assert page.evaluate("window.hacked") is None
+        ground = "getComputedStyle(document.body).backgroundColor"
+        assert page.evaluate(ground) == "rgb(246, 247, 249)"  # as light as the figures
     finally:
         page.close()
         os.kill(server.pid, signal.SIGINT)
