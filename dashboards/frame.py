@@ -67,6 +67,9 @@ LINE_COLUMNS = (
 )
 """Within a facet and pass, rows that differ in one of these never share a line."""
 
+_BUDGET = ("branches", "target_sparsity", "top_n", "window", "block_size")
+"""What says how much a query selects, however its lists are chosen and shared."""
+
 QUALITY_SUITE = "quality"
 """Its rows tell what a training reaches: the figures of speed leave them out."""
 
@@ -195,17 +198,18 @@ def with_speedups(rows: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame
     run, and with that of all runs joined only where its run has none (``baseline_run`` is "" then):
     a machine's speed drifts between runs. ``speedup_low`` and ``speedup_high`` put the quartiles
     against each other, the least and the most favourable way; a missing quartile counts as the
-    median.
+    median. Where the baseline has several lines, a row's is the one that selects as much as it does
+    (``_BUDGET``); where that is none, or several such as exact and shared lists, it has none.
     """
-    place = ["facet", "pass", "length"]
-    reference = rows[rows["provider"] == baseline]
+    rows, reference = _with_pairs(rows, rows["provider"] == baseline)
+    place = ["facet", "pass", "length", "pair"]
     own, pooled = (
         rows[by].join(reference.groupby(by).agg(**_BASELINE_AGGREGATES), on=by)
         for by in ([*place, "run_id"], place)
     )
     has_own = own["baseline_ms"].notna()
     found = pd.concat([own[has_own], pooled[~has_own]]).sort_index()[list(_BASELINE_AGGREGATES)]
-    result = rows.join(found)
+    result = rows.drop(columns="pair").join(found)
     result["baseline_run"] = rows["run_id"].where(has_own, "")
     own_ms, baseline_ms = result["latency_ms"], result["baseline_ms"]
     result["speedup"] = baseline_ms / own_ms
@@ -214,6 +218,21 @@ def with_speedups(rows: pd.DataFrame, baseline: str | pd.Series) -> pd.DataFrame
         below = _positive_or(result[f"latency_{of_own}_ms"], own_ms)
         result[f"speedup_{end}"] = above / below
     return result
+
+
+def _with_pairs(rows: pd.DataFrame, of_baseline: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows with a number ``pair``, and those of the baseline that rows of this pair may have.
+
+    It is 0 where the baseline has one line, so that all rows there are compared with it.
+    """
+    place = ["facet", "pass", "length"]
+    lines = rows[of_baseline].groupby(place)["line"].nunique().rename("lines")
+    several = rows[place].join(lines, on=place)["lines"] > 1
+    budget = rows.groupby([_key(name) for name in _BUDGET], dropna=False, sort=False).ngroup() + 1
+    rows = rows.assign(pair=budget.where(several, 0))
+    reference = rows[of_baseline]
+    alone = reference.groupby([*place, "pair"])["line"].transform("nunique") == 1
+    return rows, reference[alone]
 
 
 def measured(plain: pd.DataFrame) -> pd.DataFrame:

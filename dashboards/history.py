@@ -187,12 +187,17 @@ def _settings(record: dict[str, Any]) -> str:
 
 
 def _steps(rows: pd.DataFrame, commits: Sequence[str]) -> list[Step]:
+    """Commit after commit under one software, then under the next that was used.
+
+    So a commit that was measured under two stands there twice, and neither joins the other.
+    """
     steps: list[Step] = []
-    grouped = {str(commit): held for commit, held in rows.groupby("commit")}
-    for commit in commits:
-        held = grouped.get(commit)
-        if held is None:
-            continue
+    place = {commit: number for number, commit in enumerate(commits)}
+    began = rows.groupby(list(SOFTWARE))["started_at"].transform("min")
+    order = rows.assign(began=began, place=rows["commit"].map(place))
+    grouped = order.groupby(["began", *SOFTWARE, "place"], sort=True)
+    for key, held in grouped:
+        commit = commits[key[-1]]
         middle = held["latency_ms"]
         low = held["latency_q1_ms"].where(held["latency_q1_ms"] > 0, middle)
         high = held["latency_q3_ms"].where(held["latency_q3_ms"] > 0, middle)

@@ -198,7 +198,13 @@ def _why_nothing(panel: Panel) -> list[str]:
         return [
             f"{panel.title}: there is no row of the baseline {baseline}, so there is no speed-up."
         ]
-    if focus and any(line.points for line in focus):
+    lengths = {point.seq_len for line in focus for point in line.points}
+    if lengths & panel.baseline_lengths:
+        return [
+            f"{panel.title}: {baseline} has several lines and none selects as much as {FOCUS}, or "
+            "several do, so there is no speed-up."
+        ]
+    if lengths:
         return [f"{panel.title}: {FOCUS} and {baseline} have no length in common."]
     return []
 

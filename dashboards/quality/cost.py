@@ -16,7 +16,7 @@ from dynbench.dashboards import frame as frames
 from dynbench.dashboards.labels import facet_titles
 from dynbench.dashboards.model import pass_rank, pass_text
 from dynbench.dashboards.quality.measures import Measure
-from dynbench.dashboards.quality.model import Config, QualityGroup
+from dynbench.dashboards.quality.model import Config, QualityGroup, ablation
 from dynbench.dashboards.text import label_text, length_text
 
 MAX_COSTS = 3
@@ -177,7 +177,8 @@ def _settings(rows: pd.DataFrame) -> pd.Series:
 
 
 def _key(settings: Mapping[str, Any]) -> str:
-    shared = (settings["provider"], settings["lists"], settings["variant"])
+    # How a model was trained changes no latency.
+    shared = (settings["provider"], settings["lists"], ablation(settings["variant"]))
     if settings["lists"] == "dense":
         return str(shared)
     return str((*shared, *(str(settings[name]) for name in _SPARSE)))

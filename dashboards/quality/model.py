@@ -79,7 +79,7 @@ class Config:
     @property
     def ablation(self) -> str:
         """The part of the variant that changes the model or its loss; empty where nothing does."""
-        return _ablation(self.variant)
+        return ablation(self.variant)
 
     @property
     def curve(self) -> str:
@@ -309,8 +309,9 @@ def _group(
     records = _records(rows)
     common = _common([str(record["variant"]) for record in records])
     labels = _labels(records, common)
-    failures = _failures(rows)
     baseline = _baseline(rows, asked)
+    newest = rows.sort_values("started_at", kind="stable")  # runs are read in the order of names
+    failures = _failures(newest)
     lines = {
         record["line"]: Line(
             number=int(record["line"]),
@@ -323,7 +324,7 @@ def _group(
         )
         for record in sorted(records, key=lambda record: order_key(record, baseline))
     }
-    counted = rows[rows["status"] == "ok"].drop_duplicates(["line", "seed"], keep="last")
+    counted = newest[newest["status"] == "ok"].drop_duplicates(["line", "seed"], keep="last")
     by_line = dict(iter(counted.groupby("line", sort=False)))
     held = ((line, by_line[place]) for place, line in lines.items() if place in by_line)
     configs = tuple(_config(line, own) for line, own in held)
@@ -346,7 +347,7 @@ def _is_dense(config: Config) -> bool:
     return config.line.lists == "dense" and not config.ablation
 
 
-def _ablation(variant: str) -> str:
+def ablation(variant: str) -> str:
     return _part(variant, _RECIPE, inside=False)
 
 
@@ -358,7 +359,7 @@ def _part(variant: str, names: Sequence[str], *, inside: bool = True) -> str:
 
 def _baseline(rows: pd.DataFrame, asked: str | None) -> str:
     """The dense provider that quality is compared with."""
-    plain = rows["variant"].map(_ablation) == ""
+    plain = rows["variant"].map(ablation) == ""
     dense = set(rows[(rows["lists"] == "dense") & plain & (rows["status"] == "ok")]["provider"])
     wanted = (*([asked] if asked else []), *frames.DEFAULT_BASELINES, *sorted(dense))
     return next((name for name in wanted if name in dense), frames.DEFAULT_BASELINES[0])
@@ -401,11 +402,12 @@ def count_in_words(count: float | None) -> str:
 
 def _config(line: Line, rows: pd.DataFrame) -> Config:
     estimates = {}
+    seeds = rows["seed"].tolist() if rows["seed"].notna().all() else None
     for column, bounds in BOUNDS.items():
         values = rows[column]
         if line.lists == "dense" and column in ("attended_share", "sparsity"):
             values = values.fillna(1.0 if column == "attended_share" else 0.0)
-        held = estimate(values.tolist(), bounds, rows["seed"].tolist())
+        held = estimate(values.tolist(), bounds, seeds)
         if held is not None:
             estimates[column] = held
     return Config(

@@ -151,3 +151,43 @@ def test_a_text_column_may_hold_anything(row: Build) -> None:
     shown = ["", "", "['a']", "{'b': 1}", "half \\ud800", "True"]
     assert frames.prepare(frame)["reason"].tolist() == shown
     assert frames.prepare(frame.head(0))["reason"].tolist() == []
+
+
+def _speedups(*rows: dict, baseline: str = "nsa") -> dict[tuple[str, float], float]:
+    points = frames.points(frames.prepare(pd.DataFrame(list(rows))), baseline)
+    plain = frames.prepare(pd.DataFrame(list(rows))).drop_duplicates("line")
+    names = plain.set_index("line")[["provider", "top_n"]]
+    return {
+        (str(names.loc[line, "provider"]), float(names.loc[line, "top_n"])): speedup
+        for line, speedup in zip(points["line"], points["speedup"], strict=True)
+    }
+
+
+def test_of_several_baseline_lines_a_row_has_the_one_that_selects_as_much(row: Build) -> None:
+    nsa = [
+        row("gpu", "nsa", 8192, top_n=n, latency_ms=ms)
+        for n, ms in ((8, 1.0), (16, 2.0), (64, 8.0))
+    ]
+    own = [
+        row("gpu", "dynnsiha", 8192, top_n=n, latency_ms=1.6, query_tile=4, private_blocks=2)
+        for n in (8, 16, 32)
+    ]
+    found = _speedups(*nsa, *own)
+    assert found["dynnsiha", 8] == pytest.approx(1.0 / 1.6)
+    assert found["dynnsiha", 16] == pytest.approx(2.0 / 1.6)
+    assert pd.isna(found["dynnsiha", 32]), "no baseline selects as much, and no mean of others is"
+    assert [found["nsa", n] for n in (8, 16, 64)] == [1, 1, 1]
+    alone = _speedups(nsa[0], *own)
+    assert alone["dynnsiha", 32] == pytest.approx(1.0 / 1.6), "one line is everybody's baseline"
+
+
+def test_exact_and_shared_lists_are_no_baseline_together(row: Build) -> None:
+    rows = [
+        row("gpu", "dynnsiha", 8192, latency_ms=4.0),
+        row("gpu", "dynnsiha", 8192, latency_ms=1.0, query_tile=4, private_blocks=2),
+        row("gpu", "nsa", 8192, latency_ms=3.0),
+    ]
+    points = frames.points(frames.prepare(pd.DataFrame(rows)), "dynnsiha")
+    assert points["speedup"].isna().all()
+    two = frames.points(frames.prepare(pd.DataFrame(rows[1:])), "dynnsiha")
+    assert sorted(two["speedup"]) == pytest.approx([1 / 3, 1.0])

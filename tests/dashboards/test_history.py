@@ -94,3 +94,20 @@ def test_the_figure_keeps_what_changed_most(row: Build) -> None:
     assert len(lines) == MAX_TRACKS
     assert max(line.y[-1] for line in lines) == pytest.approx(1 + (MAX_TRACKS + 9) / 10)
     assert len(history_table(group.panels[0]).groups) == MAX_TRACKS + 10
+
+
+def test_a_commit_measured_under_two_versions_joins_neither(row: Build) -> None:
+    rows = [
+        *commit_rows(row, 10.0, 13.0, torch_version="2.12.0"),
+        *(r | {"run_id": "other"} for r in commit_rows(row, 20.0, 26.0, torch_version="2.13.0")),
+    ]
+    for other in rows[2:]:  # the newer version was tried later, with both commits
+        other["started_at"] = other["started_at"].replace("T10", "T11")
+    (group,) = history_of(rows)
+    steps = group.panels[0].tracks[0].steps
+    assert [step.latency_ms for step in steps] == [10.0, 13.0, 20.0, 26.0]
+    assert [step.change for step in steps] == [0, 1, 0, 1]
+    assert [step.software[0] for step in steps] == ["2.12.0"] * 2 + ["2.13.0"] * 2
+    assert headline([group]).startswith("1 case over 2 commits: 2 slow-downs")
+    (line, *_) = history_figure(group.panels[0]).plotly().data
+    assert list(line.y) == [1.0, 1.3, None, 2.0, 2.6]

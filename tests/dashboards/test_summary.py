@@ -122,3 +122,10 @@ def test_status_counts_are_the_frames(gpu_frame: pd.DataFrame) -> None:
     counts = status_counts(build_facets(gpu_frame, "sdpa")[0])
     assert counts == gpu_frame["status"].value_counts().to_dict()
     assert next(iter(counts)) == "ok"
+
+
+def test_several_baseline_lines_of_which_none_selects_as_much(row: Build) -> None:
+    rows = [row("gpu", "nsa", 8192, top_n=n) for n in (8, 16)]
+    rows += [row("gpu", "dynnsiha", 8192, top_n=32, query_tile=4, private_blocks=2)]
+    note = screen_of(pd.DataFrame(rows), "nsa").notes[0]
+    assert "nsa has several lines and none selects as much as dynnsiha" in note

@@ -68,6 +68,18 @@ def test_latencies_come_from_rows_with_the_same_settings(training: Build, row: B
     assert "attention" in cost.title
 
 
+def test_how_a_model_was_trained_changes_no_latency(training: Build, row: Build) -> None:
+    trained = [
+        training("sdpa", 0, variant="lr=0.006,optimizer=rmsuon"),
+        training("dynnsiha", 0, variant="optimizer=rmsuon", query_tile=4, private_blocks=2),
+        training("dynnsiha", 0, variant="synthesis=linear", query_tile=4, private_blocks=2),
+    ]
+    timed = [row("gpu", "sdpa", 8192), row("gpu", "dynnsiha", 8192, **SETTINGS)]
+    group, (cost,) = costs(*trained, *timed)
+    timed_variants = {c.variant for c in group.configs if c.number in cost.timings}
+    assert timed_variants == {"lr=0.006,optimizer=rmsuon", "optimizer=rmsuon"}
+
+
 def test_one_machine_a_figure(training: Build, row: Build) -> None:
     trained = [training("sdpa", 0), training("dynnsiha", 0, query_tile=4, private_blocks=2)]
     timed = [

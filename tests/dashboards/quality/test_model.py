@@ -40,6 +40,24 @@ def test_the_newest_row_of_a_seed_counts(training: Build) -> None:
     assert config.cases == (1,)
 
 
+def test_newest_is_by_the_clock_not_by_the_order_of_reading(training: Build) -> None:
+    (group,) = groups_of(
+        training("sdpa", 0, eval_loss=1.0, started_at="2026-11-12T10:00:00+00:00"),
+        training("sdpa", 0, eval_loss=2.0, started_at="2026-11-11T10:00:00+00:00", run_id="z"),
+    )
+    (config,) = group.configs
+    assert config.estimates["eval_loss"].values == (1.0,)
+    assert config.cases == (0,)
+
+
+def test_rows_without_a_seed_have_an_estimate(training: Build) -> None:
+    (group,) = groups_of(training("sdpa", 0), training("sdpa", 5, eval_loss=9.0) | {"seed": None})
+    (config,) = group.configs
+    held = config.estimates["eval_loss"]
+    assert held.values == (training("sdpa", 0)["eval_loss"], 9.0)
+    assert held.names == ()
+
+
 @pytest.mark.parametrize(
     "other",
     [
