@@ -34,11 +34,15 @@ BRIEF_COLUMNS = (
     "run_id",
     "status",
     "reason",
+    "pass",
     "seq_len",
+    "seed",
     "latency_ms",
     "latency_q1_ms",
     "latency_q3_ms",
     "sample_count",
+    "eval_loss",
+    "eval_accuracy",
     "command",
 )
 """What every row keeps where a report has too many rows for all of their columns."""

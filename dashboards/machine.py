@@ -86,8 +86,9 @@ def _ceilings(rows: pd.DataFrame) -> tuple[Fact, ...]:
 
 
 def _clocks(rows: pd.DataFrame) -> tuple[Fact, ...]:
-    throttled, samples = rows["throttled_samples"].sum(), rows["sample_count"].sum()
-    known = rows["throttled_samples"].notna().any() and samples > 0
+    told = rows[rows["throttled_samples"].notna()]
+    throttled, samples = told["throttled_samples"].sum(), told["sample_count"].sum()
+    known = samples > 0
     share = percent_text(float(throttled / samples)) if known else ""
     hottest = rows["temperature_c"].max()
     reasons = [part for text in distinct(rows["throttle_reasons"]) for part in text.split(", ")]

@@ -98,5 +98,10 @@ def test_machines_and_shapes_narrow_the_comparisons(show, mixed_frame: pd.DataFr
     left = page.locator("#part-choice option:not([hidden])").all_text_contents()
     assert len(left) == 1
     assert page.locator("#everything tbody tr:visible").count() == 1
+    page.locator("[data-which=shape]").select_option(label="32/32 heads of 128, batch 1")
+    settle(page)
+    assert page.locator("#filters-say").inner_text() == (
+        "No comparison has all of these; the one before is still shown"
+    )
     page.locator("button[type=reset]").click()
     assert page.locator("#everything tbody tr:visible").count() == 3

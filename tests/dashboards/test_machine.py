@@ -52,3 +52,11 @@ def test_the_card_says_which_rows_were_disturbed(row: Build) -> None:
     assert facts["Disturbed"] == "1 of 2 rows (1 other process used the GPU)"
     busy = row("cpu", "sdpa", 8192, other_cpu_share=0.5)
     assert facts_of(busy)["Disturbed"].endswith("(other processes kept 50 % of the CPUs busy)")
+
+
+def test_a_row_that_was_not_watched_counts_as_neither(row: Build) -> None:
+    facts = facts_of(
+        row("gpu", "sdpa", 8192, throttled_samples=30),
+        *(row("gpu", "sdpa", length, throttled_samples=None) for length in (16384, 32768)),
+    )
+    assert facts["Slowed down"] == "30 of 30 samples (100 %)"

@@ -97,7 +97,12 @@ const sayFilters = () => {
   const active = wanted.size + off.length;
   count.textContent = active ? ` (${active})` : "";
   const kept = [...lineFacts.keys()].filter(keepLine).length;
-  const which = wanted.size ? `${parts.filter((part) => part.dataset.machine && matches(part)).length} comparisons; ` : "";
+  const left = parts.filter((part) => part.dataset.machine && matches(part)).length;
+  if (!left) {
+    byId("filters-say").textContent = "No comparison has all of these; the one before is still shown";
+    return;
+  }
+  const which = wanted.size ? `${left} comparisons; ` : "";
   byId("filters-say").textContent = lineFacts.size ? `${which}${kept} of ${lineFacts.size} lines shown` : which;
 };
 
