@@ -195,14 +195,12 @@ def _steps(rows: pd.DataFrame, commits: Sequence[str]) -> list[Step]:
     place = {commit: number for number, commit in enumerate(commits)}
     began = rows.groupby(list(SOFTWARE))["started_at"].transform("min")
     order = rows.assign(began=began, place=rows["commit"].map(place))
-    grouped = order.groupby(["began", *SOFTWARE, "place"], sort=True)
-    for key, held in grouped:
-        commit = commits[key[-1]]
+    for _, held in order.groupby(["began", *SOFTWARE, "place"], sort=True):
         middle = held["latency_ms"]
         low = held["latency_q1_ms"].where(held["latency_q1_ms"] > 0, middle)
         high = held["latency_q3_ms"].where(held["latency_q3_ms"] > 0, middle)
         step = Step(
-            commit=commit,
+            commit=str(held["commit"].iloc[0]),
             latency_ms=float(middle.median()),
             q1_ms=float(low.min()),
             q3_ms=float(high.max()),
