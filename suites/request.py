@@ -31,7 +31,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
 _WORK_OPTIONS = (*_HEADS, "model_dim", "layers", "batch", "inputs", "task", "train_steps", "seed")
-_EXCLUSIVE = ({"shape"}, {"q-heads", "kv-heads", "head-dim"}), ({"top-n"}, {"sparsity"})
+_EXCLUSIVE = (
+    ({"shape"}, {"q-heads", "kv-heads", "head-dim"}),
+    ({"top-n"}, {"sparsity"}),
+    ({"seed"}, {"seeds"}),
+)
 _SPARSE_OPTIONS = ("branches", "window", "query_tile", "private_blocks")
 
 
