@@ -30,11 +30,14 @@ _PARTS: dict[str, dict[str, Any]] = {
 def model_config(spec: Spec, word_vocab: int, **changes: Any) -> DynNSIHAConfig:
     """Configuration of the provider's model; ``changes`` are fields that an ablation sets.
 
-    Raises Unsupported for a provider without a model, and for sizes that a model cannot have.
+    Raises Unsupported for a provider without a model, for a provider's variant (``sdpa:math``), and
+    for sizes that a model cannot have.
     """
     info = provider_info(spec.provider)
     if info is None or info.name not in _PARTS:
         raise Unsupported(f"{spec.provider} has no language model: use {', '.join(_PARTS)}")
+    if spec.provider != info.name:
+        raise Unsupported(f"{spec.provider}: a model takes torch's own choice, use {info.name}")
     fields: dict[str, Any] = {
         "char_vocab": CHAR_VOCAB,
         "word_vocab": word_vocab,

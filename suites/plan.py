@@ -23,6 +23,7 @@ from dynbench.suites.catalog import (
     resolve_suite,
 )
 from dynbench.suites.own import OwnProvider, read_own_provider
+from dynbench.suites.quality.defaults import DEFAULTS
 from dynbench.suites.quality.planning import block_size_of, quality_cases
 from dynbench.suites.settings import (
     BLOCK_SIZE,
@@ -118,7 +119,7 @@ def plan(options: PlanOptions) -> list[Case]:
     for pass_ in passes:
         if pass_ not in suite.passes:
             raise UsageError(unknown("pass", pass_, suite.passes))
-    shapes = options.shapes or (SHAPES["cpu" if options.device == "cpu" else "paper"],)
+    shapes = options.shapes or (default_shape(options.suite, options.device),)
     axes = _axes(options)
     cases = {
         case.case_id: case
@@ -129,6 +130,13 @@ def plan(options: PlanOptions) -> list[Case]:
         for case in [_case(options, shape, seq_len, pass_, name, settings)]
     }
     return list(cases.values())
+
+
+def default_shape(suite: str, device: str) -> Shape:
+    """Heads, width and batch of a suite's cases unless the user says otherwise."""
+    if suite == "quality":
+        return DEFAULTS[device].shape
+    return SHAPES["cpu" if device == "cpu" else "paper"]
 
 
 def _check(options: PlanOptions) -> None:

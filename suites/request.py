@@ -11,6 +11,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from dynbench.harness.case import Case
 from dynbench.harness.gpus import Gpu, visible_gpus
 from dynbench.harness.sweep import format_length, parse_floats, parse_ints
 from dynbench.suites.catalog import DEVICES, provider_info, resolve_suite
-from dynbench.suites.plan import PlanOptions, Tile
+from dynbench.suites.plan import PlanOptions, Tile, default_shape
 from dynbench.suites.quality.defaults import DEFAULTS
 from dynbench.suites.settings import BRANCHES
-from dynbench.suites.shapes import SHAPES, Shape, UsageError, resolve_shape, unknown
+from dynbench.suites.shapes import Shape, UsageError, resolve_shape, unknown
 
 MOST_JOBS = 64
 
@@ -30,7 +31,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _HEADS = ("q_heads", "kv_heads", "head_dim")
 _WORK_OPTIONS = (*_HEADS, "model_dim", "layers", "batch", "inputs", "task", "train_steps", "seed")
-_EXCLUSIVE = ({"shape"}, {"q-heads", "kv-heads", "head-dim"}), ({"top-n"}, {"sparsity"})
+_EXCLUSIVE = (
+    ({"shape"}, {"q-heads", "kv-heads", "head-dim"}),
+    ({"top-n"}, {"sparsity"}),
+    ({"seed"}, {"seeds"}),
+)
 _SPARSE_OPTIONS = ("branches", "window", "query_tile", "private_blocks")
 
 
@@ -133,25 +138,35 @@ def used_gpus(named: Sequence[Gpu], device: str) -> tuple[Gpu, ...]:
 
 
 def choose_shapes(
-    names: str | None, q_heads: int | None, kv_heads: int | None, head_dim: int | None, device: str
+    names: str | None,
+    q_heads: int | None,
+    kv_heads: int | None,
+    head_dim: int | None,
+    device: str,
+    suite: str = "attention",
 ) -> tuple[Shape, ...] | None:
     """Shapes named in a comma list, or one made from single numbers; None where nothing is given.
 
-    Of the single numbers, those not given are the device's default shape's; kv_heads is q_heads.
+    Of the single numbers, those not given are the default shape's; kv_heads is q_heads. In suite
+    ``quality`` a named shape has the default batch: its own is meant for calls, not for trainings.
     Raises UsageError for an unknown name, bad numbers, and names and numbers together.
     """
     named = parse_names(names, "--shape")
     given = [number for number in (q_heads, kv_heads, head_dim) if number is not None]
     if named and given:
         raise UsageError("--shape excludes --q-heads, --kv-heads and --head-dim: give one of them")
+    base = default_shape(suite, device)
     if named:
-        return tuple(resolve_shape(name) for name in named)
+        shapes = tuple(resolve_shape(name) for name in named)
+        if suite == "quality":
+            return tuple(replace(shape, batch=base.batch) for shape in shapes)
+        return shapes
     if not given:
         return None
-    base = SHAPES["cpu" if device == "cpu" else "paper"]
     heads = base.q_heads if q_heads is None else q_heads
     groups = heads if kv_heads is None else kv_heads
-    return (Shape("", heads, groups, base.head_dim if head_dim is None else head_dim),)
+    width = base.head_dim if head_dim is None else head_dim
+    return (Shape("", heads, groups, width, batch=base.batch),)
 
 
 def wanted(
@@ -198,7 +213,7 @@ def wanted(
         suite=suite,
         providers=parse_names(providers, "--providers"),
         passes=parse_names(passes, "--pass"),
-        shapes=choose_shapes(shape, q_heads, kv_heads, head_dim, chosen),
+        shapes=choose_shapes(shape, q_heads, kv_heads, head_dim, chosen, suite),
         dtype=dtype,
         batch=batch,
         model_dim=model_dim,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dynbench.harness.subject import Unsupported
 from dynbench.suites.activation import ACTIVATION_TOKENS, open_share
 from dynbench.suites.formwork import ACTIVE
 from dynbench.suites.models import build_model, model_config
@@ -22,9 +21,6 @@ def step_model(spec: Spec) -> DynNSIHALanguageModel:
 
     Raises Unsupported for a provider without one, and for sizes that a model cannot have.
     """
-    if ":" in spec.provider:
-        name = spec.provider.partition(":")[0]
-        raise Unsupported(f"{spec.provider}: a model takes torch's own choice, use {name}")
     sizes: dict[str, int] = {"experts": MODEL_EXPERTS, "active_experts": ACTIVE}
     config = model_config(spec, WORD_VOCAB, **sizes)
     if config.form == "blocks":

@@ -636,6 +636,8 @@ def test_a_config_file_sets_options_and_the_command_line_wins(tmp_path, monkeypa
         ("sparsity = [0.25, 0.5]", ["--top-n", "5"]),
         ("top_n = 5", ["--sparsity", "0.25"]),
         ("quick = true\nisolate = true", ["--no-quick", "--no-isolate"]),
+        ("seeds = [0, 1]", ["--suite", "quality", "--seed", "3"]),
+        ("seed = 3", ["--suite", "quality", "--seeds", "0,1"]),
     ],
 )
 def test_the_command_line_wins_over_what_excludes_it(text, flags, tmp_path, monkeypatch):

@@ -28,7 +28,6 @@ def spec_of(provider: str, **work) -> Spec:
     ("provider", "parts"),
     {
         "sdpa": {"attention": "dense", "form": "blocks", "nsa": None},
-        "sdpa:flash": {"attention": "dense"},
         "nsa": {"attention": "nsa"},
         "dynsiha": {"attention": "dynsiha"},
         "dynnsiha": {"attention": "dynnsiha"},
@@ -53,6 +52,11 @@ def test_a_provider_is_its_model(provider, parts):
 def test_what_has_no_model_says_which_have():
     with pytest.raises(Unsupported, match="flex has no language model: use sdpa, nsa"):
         model_config(spec_of("flex"), 50)
+
+
+def test_a_providers_variant_is_no_model():
+    with pytest.raises(Unsupported, match="sdpa:flash: a model takes torch's own choice, use sdpa"):
+        model_config(spec_of("sdpa:flash"), 50)
 
 
 def test_sizes_that_a_model_cannot_have_are_named():

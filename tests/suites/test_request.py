@@ -137,6 +137,8 @@ def test_the_kind_of_work_in_one_line():
         ({"shape"}, {"shape", "q-heads", "kv-heads", "head-dim"}),
         ({"top-n"}, {"top-n", "sparsity"}),
         ({"sparsity"}, {"sparsity", "top-n"}),
+        ({"seed"}, {"seed", "seeds"}),
+        ({"seeds"}, {"seeds", "seed"}),
         ({"seq"}, {"seq"}),
         (set(), set()),
     ],

@@ -190,6 +190,7 @@ def test_the_row_tells_tokens_and_sparsity():
         (1, {}, "seq_len=1: a next character to learn from needs at least 2"),
         (64, {"dtype": "float16"}, "dtype=float16: .* use bfloat16 or float32"),
         (64, {"providers": ("transformer",)}, "use --suite layer"),
+        (64, {"providers": ("sdpa:math",)}, "a model takes torch's own choice, use sdpa"),
     ],
 )
 def test_what_cannot_be_trained_says_so(seq_len, changes, message):

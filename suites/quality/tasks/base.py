@@ -53,8 +53,8 @@ class Task(Protocol):
         """What is learned and what is held out, in some words for the row."""
 
     def draw(self, stream: Stream, seed: int, position: int) -> Batch:
-        """Batch number ``position`` of a stream. Of ``held_out`` the seed is not looked at: every
-        training is asked the same."""
+        """Batch number ``position`` of a stream. Of ``held_out`` the seed is not looked at: all
+        trainings with the same T and batch are asked the same."""
 
 
 def generator(stream: Stream, seed: int, position: int) -> np.random.Generator:

@@ -28,6 +28,28 @@ def test_the_default_is_small_and_complete():
     assert {(c.dtype, c.timer) for c in gpu} == {("bfloat16", "wall")}
 
 
+@pytest.mark.parametrize(
+    ("device", "heads", "sizes"),
+    [
+        ("cpu", {}, (16, 2, 2, 32, 64)),
+        ("cpu", {"q_heads": 4}, (16, 4, 4, 32, 128)),
+        ("cpu", {"kv_heads": 1}, (16, 2, 1, 32, 64)),
+        ("cpu", {"head_dim": 64}, (16, 2, 2, 64, 128)),
+        ("cpu", {"q_heads": 4, "batch": 3}, (3, 4, 4, 32, 128)),
+        ("cpu", {"shape": "single"}, (16, 1, 1, 256, 256)),
+        ("cpu", {"shape": "single", "batch": 3}, (3, 1, 1, 256, 256)),
+        ("cuda", {"q_heads": 8}, (32, 8, 8, 64, 512)),
+        ("cuda", {"head_dim": 32}, (32, 4, 4, 32, 128)),
+        ("cuda", {"shape": "gqa4"}, (32, 32, 8, 128, 4096)),
+    ],
+)
+def test_one_option_of_the_heads_leaves_the_other_sizes(device, heads, sizes, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    names = ("batch", "q_heads", "kv_heads", "head_dim", "model_dim")
+    for case in plan(wanted(suite="quality", device=device, **heads)):
+        assert tuple(case.workload[name] for name in names) == sizes
+
+
 def test_providers_of_one_task_and_seed_share_their_workload():
     cases = plan(replace(QUALITY, tasks=("recall",), seeds=(0, 1), train_steps=50))
     assert len({c.workload_id for c in cases}) == 2

