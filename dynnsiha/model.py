@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -250,7 +251,10 @@ class DynNSIHALanguageModel(nn.Module):
 
         What was saved there before is replaced, its segmenter too, by none if none is given.
         """
-        save_model(folder, self, self.config, segmenter)
+        config = self.config
+        if self.experts is not None:  # the recursive form's steps may be changed at any time
+            config = replace(config, layers=len(self.experts.sequence))
+        save_model(folder, self, config, segmenter)
 
     @classmethod
     def load(

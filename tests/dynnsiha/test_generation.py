@@ -312,6 +312,15 @@ def test_a_saved_model_writes_the_same_text(name, text, segmenter, tmp_path):
     assert again.generate(text[:20], same_words, 8, seed=3) == expected
 
 
+def test_a_loaded_recursive_model_has_the_steps_that_it_was_given_last(text, segmenter, tmp_path):
+    model = model_of("recursive", segmenter)
+    model.experts.steps = 5
+    model.save(tmp_path)
+    again, _ = DynNSIHALanguageModel.load(tmp_path)
+    assert again.experts.steps == again.config.layers == 5
+    assert torch.equal(again(*ids_of(text, segmenter)), model(*ids_of(text, segmenter)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_loaded_model_has_the_dtype_that_was_saved(dtype, text, segmenter, tmp_path):
     model = model_of("dynnsiha exact", segmenter).to(dtype)
