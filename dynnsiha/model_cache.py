@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -58,6 +59,19 @@ class ModelCache:
     def require_room(self, count: int) -> None:
         """Raise ValueError unless ``count`` more tokens fit."""
         self.layers[0].require_room(count)
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Take over what a call appends, or nothing of it, as `KVCache.unless_it_fails`."""
+        shifts, starts = self.shifts, self._shift_starts
+        try:
+            with ExitStack() as stack:
+                for layer in self.layers:
+                    stack.enter_context(layer.unless_it_fails())
+                yield
+        except BaseException:
+            self.shifts, self._shift_starts = shifts, starts
+            raise
 
     def can_cut(self, kept: int, length: int) -> bool:
         """Whether attention lets `truncate` make ``length`` of ``kept`` tokens."""

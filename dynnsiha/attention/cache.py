@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -201,6 +202,20 @@ class KVCache:
                 f"max_len={self.max_len}: {count} more tokens after {max(self._lengths)} do not "
                 "fit; make a longer cache"
             )
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Take over what is appended within, or nothing of it if anything is raised."""
+        lengths = self._lengths
+        # Only these sums hold earlier tokens too: all else is written behind the lengths.
+        pending = None if self.pending is None else self.pending.clone()
+        try:
+            yield
+        except BaseException:  # no memory, or an interrupt
+            self._lengths = lengths
+            if self.pending is not None and pending is not None:
+                self.pending.copy_(pending)
+            raise
 
     @torch.no_grad()
     def _summarise(

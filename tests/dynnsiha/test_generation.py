@@ -65,6 +65,46 @@ def test_cached_steps_equal_one_full_forward(name, text, segmenter):
         model(chars[:, :1], words[:, :1], cache=cache)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("scoring", ["leader", "aggregate"])
+@pytest.mark.parametrize(
+    ("name", "part", "call"),
+    [
+        ("dynnsiha hybrid", "blocks.1.attention.output", 1),
+        ("deep embed", "logits", 1),
+        ("flat sparse", "experts.blocks.1.mlp", 1),
+        ("recursive sparse", "experts.block.heads.core", 2),
+        ("recursive sparse", "logits", 1),
+    ],
+)
+def test_a_call_that_fails_leaves_the_cache_as_it_was(
+    name, part, call, scoring, error, text, segmenter
+):
+    model = model_of(name, segmenter, nsa=replace(HYBRID, tile_scoring=scoring))
+    chars, words = ids_of(text, segmenter)
+    with torch.no_grad():
+        whole = model(chars, words)
+    cache, pieces, at, calls = model.new_cache(1, len(text)), [], 0, 0
+
+    def fail(*_):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+
+    for size in (79, 1, 1, 30, 1):
+        ids = chars[:, at : at + size], words[:, at : at + size]
+        calls = 0
+        hook = model.get_submodule(part).register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            model(*ids, cache=cache)
+        hook.remove()
+        assert calls == call
+        pieces.append(model(*ids, cache=cache))
+        at += size
+    torch.testing.assert_close(torch.cat(pieces, 1), whole[:, :at], rtol=1e-7, atol=1e-7)
+
+
 @every_variant
 def test_greedy_text_is_what_full_forwards_choose(name, text, segmenter):
     model = model_of(name, segmenter)

@@ -120,6 +120,23 @@ def test_rows_of_a_beam_go_their_own_ways(name):
     torch.testing.assert_close(y, layer(whole)[:, 40:])
 
 
+@pytest.mark.parametrize("name", ["dense", "dynnsiha hybrid"])
+def test_a_call_that_fails_leaves_the_cache_as_it_was(name):
+    layer, x = form(name), inputs()
+    cache, outs = layer.new_cache(2, LENGTH), []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for begin, end in ((0, 40), (40, 41), (41, LENGTH)):
+        hook = layer.output.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            layer(x[:, begin:end], cache=cache)
+        hook.remove()
+        outs.append(layer(x[:, begin:end], cache=cache))
+    torch.testing.assert_close(torch.cat(outs, 1), layer(x))
+
+
 @pytest.mark.parametrize("name", ["dense", "dynnsiha exact", "nsa"])
 def test_positions_count_on_from_the_cache_or_are_given(name):
     layer, x = form(name), inputs()
