@@ -114,9 +114,17 @@ class ModelCache:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these sequences, in this order, as `KVCache.select`."""
+        rows = [int(row) for row in rows]
         for layer in self.layers:
             layer.select(rows)
         for i, x in enumerate(self.shifts):
             if x is not None:
-                self.shifts[i] = x[list(rows)]
+                self.shifts[i] = x[rows]
         self._shift_starts = [self._shift_starts[row] for row in rows]
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory stays."""
+        for layer in self.layers:
+            layer.reset()
+        self.shifts = [None] * len(self.layers)
+        self._shift_starts = [0] * len(self.lengths)

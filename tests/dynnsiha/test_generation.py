@@ -197,6 +197,31 @@ def test_rows_of_a_cache_can_be_taken_back_and_repeated(text, segmenter):
     assert cache.nbytes > 0
 
 
+@pytest.mark.parametrize("rows", [[0], [1, 0], [1, 0, 1]])
+def test_rows_of_a_cache_may_be_a_tensor(rows, text, segmenter):
+    model = model_of("deep embed", segmenter)
+    chars, words = (ids.unflatten(1, (2, -1))[0] for ids in ids_of(text[:100], segmenter))
+    with torch.no_grad():
+        whole = model(chars, words)
+    cache = model.new_cache(2, 64)
+    model(chars[:, :40], words[:, :40], cache=cache)
+    cache.select(torch.tensor(rows))
+    rest = model(chars[rows, 40:], words[rows, 40:], cache=cache)
+    torch.testing.assert_close(rest, whole[rows, 40:], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["deep embed", "flat sparse"])
+def test_a_reset_cache_is_as_new(name, text, segmenter):
+    model = model_of(name, segmenter)
+    chars, words = ids_of(text[:50], segmenter)
+    cache = model.new_cache(1, 50)
+    first = model(chars, words, cache=cache)
+    cache.reset()
+    assert cache.lengths == (0,)
+    assert cache.nbytes == model.new_cache(1, 50).nbytes
+    assert torch.equal(model(chars, words, cache=cache), first)
+
+
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "deep embed" not in name])
 @settings(max_examples=12)
 @given(prompt=st.integers(1, 100), count=st.integers(1, 3), after=st.integers(1, 19))
