@@ -261,6 +261,20 @@ def test_word_ids_of_written_text_are_those_of_read_text(language, text, data):
     assert ids == segmenter.segment(text)[cut:].tolist()
 
 
+def test_chinese_word_ids_cost_the_same_however_long_the_text_is():
+    """A character is cut with the few words before it, not with all since the last separator."""
+    jieba = pytest.importorskip("jieba")
+    segmenter = WordSegmenter(hash_buckets=5000, language="chinese")
+    text = "我们去北京大学看书" * 60
+    expected, lengths, original = segmenter.segment(text).tolist(), [], jieba.lcut
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jieba, "lcut", lambda run: lengths.append(len(run)) or original(run))
+        reader = _WordReader(segmenter, text[:9])
+        assert [reader.read(char) for char in text[9:]] == expected[9:]
+    assert len(lengths) <= len(text)
+    assert max(lengths) < 30
+
+
 def test_prompts_and_segmenters_that_do_not_fit(text, segmenter):
     model = model_of("dynsiha", segmenter)
     other = WordSegmenter(["a"], hash_buckets=3)
