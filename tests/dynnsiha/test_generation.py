@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -481,6 +482,13 @@ def test_what_is_saved_without_a_segmenter_is_loaded_without_one(segmenter, tmp_
         ("config.json", '"char_vocab": 256,', "", r"has no settings \['char_vocab'\]"),
         ("config.json", '"char_vocab"', "char_vocab", "cannot be read: Expecting"),
         ("segmenter.json", '"words"', '"wards"', r"unknown settings \['wards'\]"),
+        ("config.json", '"char_vocab": 256', '"char_vocab": "256"', "char_vocab='256': has "),
+        ("config.json", '"d_model": 32', '"d_model": 32.0', r"d_model=32\.0: has another type"),
+        ("config.json", '"layers": 2', '"layers": null', "layers=None: has another type; save the"),
+        ("config.json", '"form": "blocks"', '"form": ["blocks"]', r"form=\['blocks'\]: has "),
+        ("config.json", '"top_n": 4', '"top_n": {}', r"top_n=\{\}: has another type; save the"),
+        ("config.json", '"sliding"', "3", "branches=.*: has another type; save the model again"),
+        ("segmenter.json", '"the"', "1", "words=.{60}: has another type; save the model again"),
     ],
 )
 def test_settings_that_are_not_understood_name_their_file(
@@ -491,6 +499,25 @@ def test_settings_that_are_not_understood_name_their_file(
     assert found in kept
     (tmp_path / name).write_text(kept.replace(found, written), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{name}: {complaint}"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "segmenter.json"])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"words"'])
+def test_settings_that_are_none_name_their_file(name, content, segmenter, tmp_path):
+    model_of("nsa", segmenter).save(tmp_path, segmenter)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: holds no settings but .*; save the model"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("nsa", [3, [], "paper", True])
+def test_attention_settings_of_another_type_name_their_file(nsa, segmenter, tmp_path):
+    model_of("dense", segmenter).save(tmp_path)
+    config = tmp_path / "config.json"
+    settings = json.loads(config.read_text()) | {"nsa": nsa}
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config\.json: nsa=.*: has another type; save the model"):
         DynNSIHALanguageModel.load(tmp_path)
 
 
