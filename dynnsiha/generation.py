@@ -100,30 +100,17 @@ def _character(token: int) -> str:
 
 
 class _WordReader:
-    """The word id of each new character, by reading again only from the last separator on."""
+    """The word id of each new character after a text."""
 
     def __init__(self, segmenter: WordSegmenter, text: str) -> None:
         self._segmenter = segmenter
-        self._tail, self._before = "", NO_WORD
-        self._last = NO_WORD
-        self._start(text)
-
-    def _start(self, text: str) -> None:
-        self._last = int(self._segmenter.segment(text)[-1])
-        cut = next((i for i in range(len(text) - 1, -1, -1) if not _in_word(text[i])), 0)
-        self._tail = text[cut:]
-        self._before = int(self._segmenter.segment(text[: cut + 1])[-1])
+        self._run, self._last = "", NO_WORD
+        for char in text:
+            self.read(char)
 
     def read(self, char: str) -> int:
         """The id of the next character."""
-        self._tail += char
-        found = int(self._segmenter.segment(self._tail)[-1])
-        # No word ended since the separator: the one before it still is the last.
-        self._last = self._before if found == NO_WORD else found
-        if not _in_word(char):
-            self._tail, self._before = char, self._last
+        self._run, word = self._segmenter.read(self._run, char)
+        if word is not None:
+            self._last = self._segmenter.word_id(word)
         return self._last
-
-
-def _in_word(char: str) -> bool:
-    return char.isalnum() or char == "_"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,8 +138,9 @@ class DynNSIHALanguageModel(nn.Module):
         """char_ids, word_ids [B, T], positions [T] or [B, T] → logits [B, T, char_vocab].
 
         With a ``cache`` from `new_cache`, the ids are those after the tokens in it; it takes them
-        over, and no gradient flows. With ``return_routing`` also a list with the routing of each
-        block, or of the form; activations are then kept, checkpointing or not.
+        over, all of them or, if the call fails, none, and no gradient flows. With
+        ``return_routing`` also a list with the routing of each block, or of the form; activations
+        are then kept, checkpointing or not.
         """
         if cache is not None:
             cache.require_room(char_ids.shape[-1])
@@ -145,7 +148,8 @@ class DynNSIHALanguageModel(nn.Module):
             positions = cache.positions(char_ids.shape[-1])
         elif positions is None:
             positions = torch.arange(char_ids.shape[-1], device=char_ids.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        keeping = nullcontext() if cache is None else cache.unless_it_fails()
+        with keeping, torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             x = self.embedding(char_ids, word_ids, positions)
             if self.experts is None:
                 x, routings = self._through_blocks(x, positions, char_ids, cache, return_routing)
@@ -250,7 +254,10 @@ class DynNSIHALanguageModel(nn.Module):
 
         What was saved there before is replaced, its segmenter too, by none if none is given.
         """
-        save_model(folder, self, self.config, segmenter)
+        config = self.config
+        if self.experts is not None:  # the recursive form's steps may be changed at any time
+            config = replace(config, layers=len(self.experts.sequence))
+        save_model(folder, self, config, segmenter)
 
     @classmethod
     def load(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -59,6 +60,19 @@ class ModelCache:
         """Raise ValueError unless ``count`` more tokens fit."""
         self.layers[0].require_room(count)
 
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Take over what a call appends, or nothing of it, as `KVCache.unless_it_fails`."""
+        shifts, starts = self.shifts, self._shift_starts
+        try:
+            with ExitStack() as stack:
+                for layer in self.layers:
+                    stack.enter_context(layer.unless_it_fails())
+                yield
+        except BaseException:
+            self.shifts, self._shift_starts = shifts, starts
+            raise
+
     def can_cut(self, kept: int, length: int) -> bool:
         """Whether attention lets `truncate` make ``length`` of ``kept`` tokens."""
         return self.layers[0].can_cut(kept, length)
@@ -100,9 +114,17 @@ class ModelCache:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these sequences, in this order, as `KVCache.select`."""
+        rows = [int(row) for row in rows]
         for layer in self.layers:
             layer.select(rows)
         for i, x in enumerate(self.shifts):
             if x is not None:
-                self.shifts[i] = x[list(rows)]
+                self.shifts[i] = x[rows]
         self._shift_starts = [self._shift_starts[row] for row in rows]
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory stays."""
+        for layer in self.layers:
+            layer.reset()
+        self.shifts = [None] * len(self.layers)
+        self._shift_starts = [0] * len(self.lengths)

@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import nn
@@ -78,9 +79,9 @@ def load_model(
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         raise FileNotFoundError(f"{path}: holds no {CONFIG} and {WEIGHTS}; save a model there")
     settings = _read_json(path / CONFIG)
-    if settings.get("nsa") is not None:
-        nsa = dict(settings["nsa"])
-        if "branches" in nsa:
+    nsa = settings.get("nsa")
+    if isinstance(nsa, dict):
+        if isinstance(nsa.get("branches"), list):
             nsa["branches"] = tuple(nsa["branches"])
         settings["nsa"] = _made(NSAConfig, nsa, path / CONFIG)
     model = model_type(_made(config_type, settings, path / CONFIG))
@@ -109,19 +110,38 @@ def load_model(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read: {error}; save the model again") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds no settings but {state!r:.40}; save the model again")
     return state
 
 
 def _made(kind: Callable[..., Made], settings: dict[str, Any], path: Path) -> Made:
-    """``kind`` with the settings of a file: it must know all of them, and need no other."""
-    known = inspect.signature(kind).parameters
+    """``kind`` with the settings of a file: all that it needs, none else, each of its type."""
+    known = inspect.signature(kind, eval_str=True).parameters
     unknown = sorted(settings.keys() - known.keys())
     if unknown:
         raise ValueError(f"{path}: unknown settings {unknown}; written by a later version")
     missing = [n for n, p in known.items() if p.default is p.empty and n not in settings]
     if missing:
         raise ValueError(f"{path}: has no settings {missing}; written by another version")
+    for name, value in settings.items():
+        if not _is_of(known[name].annotation, value):
+            found = f"{name}={value!r:.60}"  # words may be many
+            raise ValueError(f"{path}: {found}: has another type; save the model again")
     return kind(**settings)
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether ``value``, from JSON, may stand where a configuration or a segmenter has ``hint``."""
+    kind = get_origin(hint)
+    if kind is None:
+        return isinstance(value, (int, float) if hint is float else hint)
+    if kind is Literal:
+        return isinstance(value, str)  # which ones, the configuration says
+    if kind in (Union, UnionType):
+        return any(_is_of(one, value) for one in get_args(hint))
+    part = get_args(hint)[0]  # of a tuple, or of words
+    return isinstance(value, (list, tuple)) and all(_is_of(part, one) for one in value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -173,7 +174,7 @@ class KVCache:
                 rows = torch.arange(batch, device=kept.device)[:, None]
                 kept[rows, :, self.positions(count)] = new.detach().to(kept.dtype)
         if self.config is not None:
-            self._summarise(before, after, summarise)
+            self._summarise(before, after, summarise, k.dtype)
         self._lengths = after
 
     def require_queries(self, q: Tensor) -> None:
@@ -202,14 +203,32 @@ class KVCache:
                 "fit; make a longer cache"
             )
 
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Take over what is appended within, or nothing of it if anything is raised."""
+        lengths = self._lengths
+        # Only these sums hold earlier tokens too: all else is written behind the lengths.
+        pending = None if self.pending is None else self.pending.clone()
+        try:
+            yield
+        except BaseException:  # no memory, or an interrupt
+            self._lengths = lengths
+            if self.pending is not None and pending is not None:
+                self.pending.copy_(pending)
+            raise
+
     @torch.no_grad()
     def _summarise(
         self,
         before: Sequence[int],
         after: Sequence[int],
         summarise: tuple[Summarise, Summarise] | None,
+        dtype: torch.dtype,
     ) -> None:
-        """Fill in the windows that end between the lengths ``before`` and ``after``."""
+        """Fill in the windows that end between the lengths ``before`` and ``after``.
+
+        Networks get tokens in ``dtype``, that of their layer, which may not be the cache's.
+        """
         c = self.config
         assert c is not None
         assert self.k_cmp is not None
@@ -217,7 +236,7 @@ class KVCache:
         size, stride = c.compress_block, c.compress_stride
         if summarise is None:
             means = partial(mean_summaries, compress_block=size, compress_stride=stride)
-            summarise = means, means
+            summarise, dtype = (means, means), self.k.dtype
         had = [window_count(length, size, stride) for length in before]
         have = [window_count(length, size, stride) for length in after]
         kinds = (self.k, self.k_cmp, summarise[0]), (self.v, self.v_cmp, summarise[1])
@@ -226,14 +245,15 @@ class KVCache:
         if len(set(before)) == 1:
             tokens = slice(had[0] * stride, (have[0] - 1) * stride + size)
             for kept, summaries, of in kinds:
-                new = of(kept[:, :, tokens].transpose(1, 2))
+                new = of(kept[:, :, tokens].transpose(1, 2).to(dtype))
                 summaries[:, :, had[0] : have[0]] = new.transpose(1, 2)
             return
         ended = [(row, w) for row in range(len(had)) for w in range(had[row], have[row])]
         row, window = torch.tensor(ended, device=self.k.device).unbind(1)
         at = window[:, None] * stride + torch.arange(size, device=row.device)
         for kept, summaries, of in kinds:
-            summaries[row, :, window] = of(kept[row[:, None], :, at])[:, 0].to(kept.dtype)
+            new = of(kept[row[:, None], :, at].to(dtype))[:, 0]
+            summaries[row, :, window] = new.to(kept.dtype)
 
     def can_cut(self, kept: int, length: int) -> bool:
         """Whether `truncate` can make ``length`` of ``kept`` tokens: not inside of a tile's sum."""

@@ -58,7 +58,7 @@ def cached_attention(
 
     Raises:
         ValueError: the shapes are not the cache's, the tokens do not fit in it, or the backend does
-            not take them. The cache has no more tokens than before.
+            not take them. Whatever is raised, the cache is as it was.
         TypeError: dtypes or devices differ, or are not served; likewise.
     """
     config = cache.config
@@ -68,13 +68,17 @@ def cached_attention(
     cache.require_queries(q)
     check_backend(backend)
     before = cache.lengths
-    cache.append(k, v, summarise)
-    if q.shape[1] > 1 and not any(before):
-        try:
+    with cache.unless_it_fails():
+        cache.append(k, v, summarise)
+        if q.shape[1] > 1 and not any(before):
             return _prefill(q, k, v, gates, cache, config, backend, summarise is not None)
-        except BaseException:  # what a backend does not take, and what it has no memory for
-            cache.reset()
-            raise
+        return _after(before, q, gates, cache, config)
+
+
+def _after(
+    before: tuple[int, ...], q: Tensor, gates: Tensor, cache: KVCache, config: NSAConfig
+) -> tuple[Tensor, NSAAux]:
+    """Tokens that follow others, of which there are ``before``; the cache holds them already."""
     few = q.shape[1] <= _FEW
     rows = _rows_of_a_step(q, cache, config, few)
     parts = []

@@ -138,6 +138,27 @@ class WordSegmenter:
             else:
                 yield match.end(), match.group()
 
+    def read(self, run: str, char: str) -> tuple[str, str | None]:
+        """What `completions` finds in text that is being written, one character at a time.
+
+        ``run``, "" at first, is what must be known of the characters before ``char``. Returned are
+        the run for the next character and, if one is completed by this one, the word. A character
+        costs the same however long the text is.
+        """
+        kind = self._kind(char)
+        before = self._kind(run[-1]) if run else None
+        if kind == before == "han":
+            return _read_han(run, char)
+        if kind == before == "other":
+            return run + char, None
+        ended = _cut_chinese(run)[-1] if before == "han" else run or None
+        return char if kind else "", ended
+
+    def _kind(self, char: str) -> str | None:
+        """Of the words that a character can be in: "han", "other", or None where in none."""
+        match = (_WORD if self.language == "space" else _HAN_OR_OTHER_WORD).match(char)
+        return None if match is None else match.lastgroup or "other"
+
     def segment(self, text: str) -> Tensor:
         """Word id of every character of ``text``, int64 [len(text)].
 
@@ -188,17 +209,22 @@ def _cut_chinese(text: str) -> list[str]:
 
 
 def _chinese_completions(start: int, run: str) -> Iterator[tuple[int, str]]:
-    """Completions inside a run of Han characters that begins at ``start`` of its text.
+    """Completions inside a run of Han characters that begins at ``start`` of its text."""
+    context = ""
+    for position, char in enumerate(run, start):
+        context, word = _read_han(context, char)
+        if word is not None:
+            yield position, word
+    yield start + len(run), _cut_chinese(context)[-1]
+
+
+def _read_han(context: str, char: str) -> tuple[str, str | None]:
+    """The next character of a run: the context of the one after it, and a completed word.
 
     Cutting the whole run would leak: where a word ends depends on the characters after it. So each
     character is read with the few words before it and nothing after it. The last word of that cut
     may still grow; the one before it counts as completed.
     """
-    context = 0
-    for length in range(1, len(run) + 1):
-        words = _cut_chinese(run[context:length])
-        if len(words) >= 2:
-            yield start + length - 1, words[-2]
-        if len(words) > _CHINESE_CONTEXT_WORDS:
-            context += len(words[0])
-    yield start + len(run), _cut_chinese(run[context:])[-1]
+    words = _cut_chinese(context + char)
+    completed = words[-2] if len(words) >= 2 else None
+    return "".join(words[len(words) > _CHINESE_CONTEXT_WORDS :]), completed

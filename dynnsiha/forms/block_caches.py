@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
@@ -57,6 +58,14 @@ class BlockCaches:
     def require_room(self, count: int) -> None:
         """Raise ValueError unless ``count`` more tokens fit."""
         self.caches[0].require_room(count)
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Take over what is appended within, or nothing of it, as `KVCache.unless_it_fails`."""
+        with ExitStack() as stack:
+            for cache in self.caches:
+                stack.enter_context(cache.unless_it_fails())
+            yield
 
     def can_cut(self, kept: int, length: int) -> bool:
         """Whether `truncate` can make ``length`` of ``kept`` tokens, as `KVCache.can_cut`."""

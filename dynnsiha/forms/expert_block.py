@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +98,8 @@ class ExpertHeads(AttentionLayer):
         """
         if cache is not None and positions is None:
             positions = cache.positions(x.shape[1])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        keeping = nullcontext() if cache is None else cache.unless_it_fails()
+        with keeping, torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             choice = self.router(x if routing_input is None else routing_input)
             qkv = self.qkv.mix(x, choice)
             q, k, v = self.layout.split(qkv)

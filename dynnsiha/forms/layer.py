@@ -281,8 +281,9 @@ class AttentionLayer(nn.Module):
         """x [B, T, d_model], positions [T] or [B, T] → y [B, T, d_model], and routing if wanted.
 
         With a ``cache`` from `new_cache`, x are the tokens after those in it, which they see; the
-        cache takes them over. The outputs of all calls are those of one call over all tokens.
-        Without ``positions`` they count on from what the cache holds. No gradient flows.
+        cache takes them over: all of them or, if the call fails, none. The outputs of all calls are
+        those of one call over all tokens. Without ``positions`` they count on from what the cache
+        holds. No gradient flows.
         """
         if x.dim() != 3:
             raise ValueError(f"x: must be [batch, seq_len, d_model], got {list(x.shape)}")
@@ -294,7 +295,7 @@ class AttentionLayer(nn.Module):
             cache.require_room(x.shape[1])
             if positions is None:
                 positions = cache.positions(x.shape[1])
-            with torch.no_grad():
+            with cache.unless_it_fails(), torch.no_grad():
                 return self._attend(x, positions, cache, return_routing)
         return self._attend(x, positions, None, return_routing)
 

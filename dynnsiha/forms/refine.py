@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,16 +117,17 @@ class RefiningForm(nn.Module):
         """x [B, T, d], positions [T] or [B, T] → y [B, T, d], and routing if wanted.
 
         With a ``cache`` from `new_cache`, x are the tokens after those in it, which they see; the
-        cache takes them over, and no gradient flows. Without ``positions`` they count on from what
-        the cache holds. ``recompute`` keeps the activations of one block at a time: the backward
-        pass computes each again.
+        cache takes them over, all of them or, if the call fails, none, and no gradient flows.
+        Without ``positions`` they count on from what the cache holds. ``recompute`` keeps the
+        activations of one block at a time: the backward pass computes each again.
         """
         if x.dim() != 3:
             raise ValueError(f"x: must be [batch, seq_len, d_model], got {list(x.shape)}")
         if cache is not None:
             self._require_fit(x, cache)
             positions = cache.positions(x.shape[1]) if positions is None else positions
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        keeping = nullcontext() if cache is None else cache.unless_it_fails()
+        with keeping, torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             y, routing = self._refine(x, positions, cache, return_routing, recompute)
         return (y, routing) if return_routing else y
 

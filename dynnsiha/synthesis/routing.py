@@ -250,8 +250,9 @@ class CrossAttentionPrototypeRouting(PrototypeRouter):
     def _spread(self) -> Tensor:
         """Standard deviation of the scores at c = 1 for inputs of unit variance."""
         generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
-        # A generator of its own leaves the global stream as it is.
-        x = torch.randn(_CALIBRATION_INPUTS, self.d_in, generator=generator)
+        # A generator of its own leaves the global stream as it is; on a CPU, also where modules are
+        # made on another device, so that the same inputs calibrate on all.
+        x = torch.randn(_CALIBRATION_INPUTS, self.d_in, generator=generator, device="cpu")
         return self._recall(x.to(self.keys), self.values).std()
 
     def _recall(self, x: Tensor, values: Tensor, offset: Tensor | None = None) -> Tensor:

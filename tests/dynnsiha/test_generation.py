@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -63,6 +64,46 @@ def test_cached_steps_equal_one_full_forward(name, text, segmenter):
     assert cache.lengths == (len(text),)
     with pytest.raises(ValueError, match="do not fit"):
         model(chars[:, :1], words[:, :1], cache=cache)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("scoring", ["leader", "aggregate"])
+@pytest.mark.parametrize(
+    ("name", "part", "call"),
+    [
+        ("dynnsiha hybrid", "blocks.1.attention.output", 1),
+        ("deep embed", "logits", 1),
+        ("flat sparse", "experts.blocks.1.mlp", 1),
+        ("recursive sparse", "experts.block.heads.core", 2),
+        ("recursive sparse", "logits", 1),
+    ],
+)
+def test_a_call_that_fails_leaves_the_cache_as_it_was(
+    name, part, call, scoring, error, text, segmenter
+):
+    model = model_of(name, segmenter, nsa=replace(HYBRID, tile_scoring=scoring))
+    chars, words = ids_of(text, segmenter)
+    with torch.no_grad():
+        whole = model(chars, words)
+    cache, pieces, at, calls = model.new_cache(1, len(text)), [], 0, 0
+
+    def fail(*_):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+
+    for size in (79, 1, 1, 30, 1):
+        ids = chars[:, at : at + size], words[:, at : at + size]
+        calls = 0
+        hook = model.get_submodule(part).register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            model(*ids, cache=cache)
+        hook.remove()
+        assert calls == call
+        pieces.append(model(*ids, cache=cache))
+        at += size
+    torch.testing.assert_close(torch.cat(pieces, 1), whole[:, :at], rtol=1e-7, atol=1e-7)
 
 
 @every_variant
@@ -157,6 +198,31 @@ def test_rows_of_a_cache_can_be_taken_back_and_repeated(text, segmenter):
     assert cache.nbytes > 0
 
 
+@pytest.mark.parametrize("rows", [[0], [1, 0], [1, 0, 1]])
+def test_rows_of_a_cache_may_be_a_tensor(rows, text, segmenter):
+    model = model_of("deep embed", segmenter)
+    chars, words = (ids.unflatten(1, (2, -1))[0] for ids in ids_of(text[:100], segmenter))
+    with torch.no_grad():
+        whole = model(chars, words)
+    cache = model.new_cache(2, 64)
+    model(chars[:, :40], words[:, :40], cache=cache)
+    cache.select(torch.tensor(rows))
+    rest = model(chars[rows, 40:], words[rows, 40:], cache=cache)
+    torch.testing.assert_close(rest, whole[rows, 40:], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["deep embed", "flat sparse"])
+def test_a_reset_cache_is_as_new(name, text, segmenter):
+    model = model_of(name, segmenter)
+    chars, words = ids_of(text[:50], segmenter)
+    cache = model.new_cache(1, 50)
+    first = model(chars, words, cache=cache)
+    cache.reset()
+    assert cache.lengths == (0,)
+    assert cache.nbytes == model.new_cache(1, 50).nbytes
+    assert torch.equal(model(chars, words, cache=cache), first)
+
+
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "deep embed" not in name])
 @settings(max_examples=12)
 @given(prompt=st.integers(1, 100), count=st.integers(1, 3), after=st.integers(1, 19))
@@ -194,6 +260,20 @@ def test_word_ids_of_written_text_are_those_of_read_text(language, text, data):
     reader = _WordReader(segmenter, text[:cut])
     ids = [reader.read(char) for char in text[cut:]]
     assert ids == segmenter.segment(text)[cut:].tolist()
+
+
+def test_chinese_word_ids_cost_the_same_however_long_the_text_is():
+    """A character is cut with the few words before it, not with all since the last separator."""
+    jieba = pytest.importorskip("jieba")
+    segmenter = WordSegmenter(hash_buckets=5000, language="chinese")
+    text = "我们去北京大学看书" * 60
+    expected, lengths, original = segmenter.segment(text).tolist(), [], jieba.lcut
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jieba, "lcut", lambda run: lengths.append(len(run)) or original(run))
+        reader = _WordReader(segmenter, text[:9])
+        assert [reader.read(char) for char in text[9:]] == expected[9:]
+    assert len(lengths) <= len(text)
+    assert max(lengths) < 30
 
 
 def test_prompts_and_segmenters_that_do_not_fit(text, segmenter):
@@ -312,6 +392,15 @@ def test_a_saved_model_writes_the_same_text(name, text, segmenter, tmp_path):
     assert again.generate(text[:20], same_words, 8, seed=3) == expected
 
 
+def test_a_loaded_recursive_model_has_the_steps_that_it_was_given_last(text, segmenter, tmp_path):
+    model = model_of("recursive", segmenter)
+    model.experts.steps = 5
+    model.save(tmp_path)
+    again, _ = DynNSIHALanguageModel.load(tmp_path)
+    assert again.experts.steps == again.config.layers == 5
+    assert torch.equal(again(*ids_of(text, segmenter)), model(*ids_of(text, segmenter)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_loaded_model_has_the_dtype_that_was_saved(dtype, text, segmenter, tmp_path):
     model = model_of("dynnsiha exact", segmenter).to(dtype)
@@ -393,6 +482,13 @@ def test_what_is_saved_without_a_segmenter_is_loaded_without_one(segmenter, tmp_
         ("config.json", '"char_vocab": 256,', "", r"has no settings \['char_vocab'\]"),
         ("config.json", '"char_vocab"', "char_vocab", "cannot be read: Expecting"),
         ("segmenter.json", '"words"', '"wards"', r"unknown settings \['wards'\]"),
+        ("config.json", '"char_vocab": 256', '"char_vocab": "256"', "char_vocab='256': has "),
+        ("config.json", '"d_model": 32', '"d_model": 32.0', r"d_model=32\.0: has another type"),
+        ("config.json", '"layers": 2', '"layers": null', "layers=None: has another type; save the"),
+        ("config.json", '"form": "blocks"', '"form": ["blocks"]', r"form=\['blocks'\]: has "),
+        ("config.json", '"top_n": 4', '"top_n": {}', r"top_n=\{\}: has another type; save the"),
+        ("config.json", '"sliding"', "3", "branches=.*: has another type; save the model again"),
+        ("segmenter.json", '"the"', "1", "words=.{60}: has another type; save the model again"),
     ],
 )
 def test_settings_that_are_not_understood_name_their_file(
@@ -403,6 +499,25 @@ def test_settings_that_are_not_understood_name_their_file(
     assert found in kept
     (tmp_path / name).write_text(kept.replace(found, written), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{name}: {complaint}"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "segmenter.json"])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"words"'])
+def test_settings_that_are_none_name_their_file(name, content, segmenter, tmp_path):
+    model_of("nsa", segmenter).save(tmp_path, segmenter)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: holds no settings but .*; save the model"):
+        DynNSIHALanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("nsa", [3, [], "paper", True])
+def test_attention_settings_of_another_type_name_their_file(nsa, segmenter, tmp_path):
+    model_of("dense", segmenter).save(tmp_path)
+    config = tmp_path / "config.json"
+    settings = json.loads(config.read_text()) | {"nsa": nsa}
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config\.json: nsa=.*: has another type; save the model"):
         DynNSIHALanguageModel.load(tmp_path)
 
 

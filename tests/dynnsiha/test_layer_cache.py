@@ -120,6 +120,23 @@ def test_rows_of_a_beam_go_their_own_ways(name):
     torch.testing.assert_close(y, layer(whole)[:, 40:])
 
 
+@pytest.mark.parametrize("name", ["dense", "dynnsiha hybrid"])
+def test_a_call_that_fails_leaves_the_cache_as_it_was(name):
+    layer, x = form(name), inputs()
+    cache, outs = layer.new_cache(2, LENGTH), []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for begin, end in ((0, 40), (40, 41), (41, LENGTH)):
+        hook = layer.output.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            layer(x[:, begin:end], cache=cache)
+        hook.remove()
+        outs.append(layer(x[:, begin:end], cache=cache))
+    torch.testing.assert_close(torch.cat(outs, 1), layer(x))
+
+
 @pytest.mark.parametrize("name", ["dense", "dynnsiha exact", "nsa"])
 def test_positions_count_on_from_the_cache_or_are_given(name):
     layer, x = form(name), inputs()
@@ -182,6 +199,25 @@ def test_a_layer_makes_a_cache_of_its_own_kind():
     assert cache.config == HYBRID
     assert layer.new_cache(1, 50, dtype=torch.float32).k.dtype == torch.float32
     assert DynSIHA(WIDTH).new_cache(1, 50).k.shape == (1, 1, 50, 32)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name.endswith("Compress")])
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_a_cache_may_be_of_another_dtype_than_its_layer(name, own):
+    """The networks of the layer see what they see without a cache, in their own dtype."""
+    layer, x = form(name).to(own), inputs(dtype=own)
+    wanted = layer.new_cache(2, LENGTH)
+    cache = layer.new_cache(2, LENGTH, dtype=torch.float32)
+    for one in (wanted, cache):
+        layer(x[:, :50], cache=one)
+        one.truncate([50, 17])
+        layer(x[:, 50:60], cache=one)
+    for kept, summaries in ((cache.k_cmp, wanted.k_cmp), (cache.v_cmp, wanted.v_cmp)):
+        assert kept.dtype == torch.float32
+        for row, windows in enumerate((14, 5)):
+            expected = summaries[row, :, :windows].float()
+            torch.testing.assert_close(kept[row, :, :windows], expected, rtol=1e-2, atol=1e-4)
 
 
 def test_another_dense_attention_fills_the_cache_itself():

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dynnsiha import CosinePrototypeRouting, CrossAttentionPrototypeRouting
 from dynnsiha.synthesis import DotPrototypeRouting, PrototypeRouter, make_router
@@ -312,6 +313,25 @@ def test_initialisation_repeats_from_the_global_seed(kind):
         router.state_dict().values(), again.state_dict().values(), strict=True
     ):
         assert torch.equal(first, second)
+
+
+@every_router
+def test_made_on_another_device(kind):
+    """What a generator draws must be on its device, which most devices insist on."""
+
+    class Draws(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            made, generator = func(*args, **(kwargs or {})), (kwargs or {}).get("generator")
+            if generator is not None:
+                drawn.append((made.device, generator.device))
+            return made
+
+    drawn = []
+    with torch.device("meta"), Draws():
+        router = make_router(kind, 12, 7)
+    assert {x.device.type for x in router.state_dict().values()} == {"meta"}
+    assert len(drawn) == (kind == "capr")
+    assert all(device == own for device, own in drawn)
 
 
 @pytest.mark.parametrize(

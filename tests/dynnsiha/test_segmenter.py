@@ -114,6 +114,36 @@ def test_a_long_chinese_run_costs_no_more_than_its_length():
     assert max(lengths) < 30
 
 
+def _completions_of_prefixes(run: str) -> list[tuple[int, str]]:
+    """Of Han characters: each is cut with up to four words before it, counted from the start."""
+    found, context = [], 0
+    for length in range(1, len(run) + 1):
+        words = jieba.lcut(run[context:length])
+        if len(words) >= 2:
+            found.append((length - 1, words[-2]))
+        if len(words) > 4:
+            context += len(words[0])
+    return [*found, (len(run), jieba.lcut(run[context:])[-1])]
+
+
+HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF) | st.sampled_from("豈㐀𠀀𲎯")
+REAL = "他们研究生命起源并且在北京大学看书今天天气很好中华人民共和国成立了我们用代码生活"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(HAN | st.sampled_from(REAL), min_size=1, max_size=40) | st.sampled_from([REAL * 3]))
+def test_chinese_is_read_on_as_its_prefixes_are_cut(text):
+    segmenter = WordSegmenter(language="chinese")
+    expected = _completions_of_prefixes(text)
+    assert list(segmenter.completions(text)) == expected
+    run, found = "", []
+    for position, char in enumerate(text + "。"):
+        run, word = segmenter.read(run, char)
+        found += [] if word is None else [(position, word)]
+    assert found == expected
+    assert run == ""
+
+
 def test_vocabulary_keeps_the_most_frequent_words():
     segmenter = WordSegmenter.build(["b b b a a c", "c c d"], max_words=3, hash_buckets=4)
     assert segmenter.words == ("b", "c", "a")

@@ -247,6 +247,25 @@ def test_rows_of_a_cache_may_be_dropped_and_repeated():
     assert cache.max_len == 45
 
 
+@pytest.mark.parametrize("name", ["flat", "recursive sparse"])
+def test_a_call_that_fails_leaves_the_cache_as_it_was(name):
+    form, x = _form(name).double(), _input().double()
+    heads, cache, outs = form.sequence[0].heads, form.new_cache(2, 45), []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for begin, end in ((0, 20), (20, 21), (21, 45)):
+        for whole, part in ((form, form.sequence[-1].mlp), (heads, heads.core)):
+            hook = part.register_forward_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                whole(x[:, begin:end], cache=cache if whole is form else cache.caches[0])
+            hook.remove()
+            assert cache.lengths == (begin, begin)
+        outs.append(form(x[:, begin:end], cache=cache))
+    torch.testing.assert_close(torch.cat(outs, 1), form(x))
+
+
 def test_a_cache_that_does_not_fit_is_named():
     form, x = _form("flat"), _input()
     with pytest.raises(ValueError, match="cache: is for 3 blocks, the form has 2"):
