@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import re
 import resource
 from collections.abc import Callable, Iterator
@@ -87,6 +88,15 @@ class MemoryMeter:
             return torch.cuda.memory_allocated()
         resident, file_pages = _status_bytes("VmRSS"), _status_bytes("RssFile")
         return None if resident is None or file_pages is None else resident - file_pages
+
+
+def keep_numpy_off_huge_pages() -> None:
+    """To be called before numpy is imported, in a process whose peaks are measured.
+
+    numpy asks the kernel for huge pages. Where it has freed memory that had them, a later tensor of
+    any size counts as the whole 2 MiB that it touches, and its peak is too high by MiB.
+    """
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
 
 
 def release_memory(device: str) -> None:

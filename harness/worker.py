@@ -37,7 +37,11 @@ from dynbench.harness.machine import (
     usable_cpus,
 )
 from dynbench.harness.measure import Limits, measure, work_columns
-from dynbench.harness.memory import limit_address_space, release_memory
+from dynbench.harness.memory import (
+    keep_numpy_off_huge_pages,
+    limit_address_space,
+    release_memory,
+)
 from dynbench.harness.schema import Status, complete_row
 from dynbench.harness.subject import Subject, Unavailable
 
@@ -200,6 +204,7 @@ def main(arguments: list[str]) -> None:
         os.set_inheritable(descriptor, False)
     guard_process(parent)
 
+    keep_numpy_off_huge_pages()
     # What torch and the harness would import later is imported here: scipy not between the first
     # case's samples, and symbolic shapes (with all of sympy, 33 MiB) not in the first
     # torch.autograd.grad, whose memory and duration are a row's.

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import settings
 
 from dynbench.harness.machine import usable_cpus
+from dynbench.harness.memory import keep_numpy_off_huge_pages
 
 # A gate that fails by the luck of a draw gates nothing: new examples are looked for on purpose.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -30,6 +31,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
+
+# Tests measure peaks of memory in their own process, too.
+keep_numpy_off_huge_pages()
 
 # A shell's background job ignores interrupts, and what it starts would too: tests send them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

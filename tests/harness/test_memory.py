@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,37 @@ peaks["8 MiB after 48 MiB freed in pieces"] = peak_of(8, meter)
 assert all(peak.reserved_bytes is None for peak in peaks.values())
 print(json.dumps({name: peak.allocated_bytes for name, peak in peaks.items()}))
 """
+
+
+# Whether the kernel may give an array of numpy huge pages: flag hg in proc_pid_smaps(5).
+HUGE_PAGES = """
+import re
+import sys
+from dynbench.harness.memory import keep_numpy_off_huge_pages
+
+if sys.argv[1] == "kept off":
+    keep_numpy_off_huge_pages()
+import numpy
+
+array = numpy.ones(2**23)
+inside = array.ctypes.data + 2**20
+for line in open("/proc/self/smaps"):
+    if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+        first, end = (int(bound, 16) for bound in bounds.groups())
+    elif line.startswith("VmFlags:") and first <= inside < end:
+        print("hg" in line.split())
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+@pytest.mark.parametrize(("numpy_is", "asks"), [("kept off", "False"), ("as it is", "True")])
+def test_numpy_asks_for_no_huge_pages(numpy_is: str, asks: str, monkeypatch) -> None:
+    monkeypatch.delenv("NUMPY_MADVISE_HUGEPAGE", raising=False)
+    command = [sys.executable, "-c", HUGE_PAGES, numpy_is]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [asks]
 
 
 @pytest.fixture(scope="module")
