@@ -348,6 +348,7 @@ def _is_dense(config: Config) -> bool:
 
 
 def ablation(variant: str) -> str:
+    """The part of a variant that changes the model or its loss; empty where nothing does."""
     return _part(variant, _RECIPE, inside=False)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..config import NSAConfig
 from . import selected
-from .operands import Operands, Problem, Scratch, heads_first, operand_dtype
+from .operands import Operands, Problem, Scratch, heads_first, heads_last, operand_dtype
 
 
 def selected_after(
@@ -24,7 +24,7 @@ def selected_after(
     Returns:
         o [B, n, H, D] and lse [B, n, H], summed in float32 or wider and returned so.
     """
-    batch, count, q_heads, width = q.shape
+    batch, count, _, width = q.shape
     dtype = operand_dtype(q)
     if k.dtype != dtype:  # a copy anyway: of no more than the queries see
         end = -(-(first + count) // config.block_size) * config.block_size
@@ -35,8 +35,4 @@ def selected_after(
     x = Operands(problem, rows, k.flatten(0, 1), v.flatten(0, 1), none, none, none)
     index = lists.transpose(1, 2).flatten(0, 1).contiguous()
     o, lse = selected.forward(x, [index], 0, count, Scratch())
-
-    def by_token(y: Tensor) -> Tensor:
-        return y.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, count, q_heads, -1)
-
-    return by_token(o), by_token(lse).squeeze(-1)
+    return heads_last(o, batch, count), heads_last(lse[..., None], batch, count)[..., 0]

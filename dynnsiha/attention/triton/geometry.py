@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 import triton
@@ -51,7 +50,8 @@ class Geometry:
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
-        return [end - begin for begin, end in pairwise(self.bounds)]
+        lengths: list[int] = self._lengths.tolist()
+        return lengths
 
     @cached_property
     def uniform(self) -> bool:
